@@ -25,6 +25,7 @@ native: bootstrap ## C++ library, executables and addon -> build/bin
 js: bootstrap ## TypeScript -> build/js
 	tsc -p tsconfig.build.json
 	mkdir -p build/js && cp -r src/gen build/js/
+	scripts/launchers.sh build/bin . "$(CURDIR)/.toolchain/node/bin/node"
 
 build: native js ## everything
 
