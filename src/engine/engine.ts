@@ -96,6 +96,7 @@ export interface MountEntry {
   readonly fsType: string;
   readonly major: number;
   readonly minor: number;
+  /** of the mount, then of its super block (overlay: `upperdir=…`, `lowerdir=…`) */
   readonly options: readonly string[];
 }
 
@@ -124,7 +125,12 @@ export interface Files {
   removeTree(dir: string): Promise<void>;
   /** 512-byte blocks of every inode once; entries named in `skip` (at the top) left out. Never crosses a mount. */
   diskUsage(dir: string, skip: readonly string[]): Promise<DiskUsage>;
+  /** Names of the directories directly in `dir`; a missing `dir` is empty. */
   listDirs(dir: string): Promise<readonly string[]>;
+  /** The directory and its missing parents, each with `mode`; exists already = success. */
+  makeDir(dir: string, mode: number): Promise<void>;
+  /** Absent = success. */
+  removeFile(path: string): Promise<void>;
   exists(path: string): Promise<boolean>;
   owner(path: string): Promise<{ readonly uid: number; readonly gid: number }>;
   writeFile(path: string, text: string, mode: number): Promise<void>;
