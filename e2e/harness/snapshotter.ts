@@ -1,0 +1,160 @@
+/** Our two daemons: overlaybd-blockd, which serves devices, and overlaybd-snapshotter, which decides. */
+import { existsSync, writeFileSync } from 'node:fs';
+import { createConnection } from 'node:net';
+import path from 'node:path';
+import { Daemon } from './processes.ts';
+import { SnapshotsClient, type SnapshotsClientOptions } from './rpc-client.ts';
+import { repository, type Workdir } from './workdir.ts';
+
+/** Where the built programs lie (build/bin; OBD_BIN names another, e.g. an installed /opt/overlaybd/bin). */
+export const binDir = process.env['OBD_BIN'] ?? path.join(repository, 'build/bin');
+
+export interface SnapshotterOptions {
+  /** Name of the instance in paths and logs; several may run at once. Default snapshotter. */
+  readonly name?: string;
+  readonly rwMode?: 'overlayfs' | 'dir' | 'dev';
+  readonly writableLayerType?: 'append' | 'sparse';
+  readonly ociLayers?: 'overlayfs' | 'block';
+  readonly defaultFsType?: string;
+  /** Further keys of the configuration, on top. */
+  readonly config?: Readonly<Record<string, unknown>>;
+  /** Further keys of the object `overlaybdWorker`. */
+  readonly workerConfig?: Readonly<Record<string, unknown>>;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+/** True when somebody accepts connections on the socket. */
+export function accepts(socket: string): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<boolean>();
+  const connection = createConnection(socket);
+  connection.once('connect', () => {
+    connection.destroy();
+    resolve(true);
+  });
+  connection.once('error', () => resolve(false));
+  return promise;
+}
+
+export class Blockd {
+  readonly address: string;
+  readonly #work: Workdir;
+  #daemon: Daemon | null = null;
+
+  constructor(work: Workdir) {
+    this.#work = work;
+    this.address = work.socket('blockd.sock');
+  }
+
+  static async start(work: Workdir): Promise<Blockd> {
+    const blockd = new Blockd(work);
+    await blockd.start();
+    return blockd;
+  }
+
+  get daemon(): Daemon {
+    if (this.#daemon === null) throw new Error('blockd was not started');
+    return this.#daemon;
+  }
+
+  async start(): Promise<void> {
+    this.#daemon = await Daemon.start(this.#work, {
+      name: 'blockd',
+      program: path.join(binDir, 'overlaybd-blockd'),
+      args: ['--socket', this.address, '--runtime-dir', this.#work.dir('blockd')],
+    });
+    await this.#daemon.ready('accepts connections', () => accepts(this.address));
+  }
+}
+
+export class Snapshotter {
+  readonly name: string;
+  /** Socket of the snapshots service. */
+  readonly address: string;
+  /** State directory. */
+  readonly root: string;
+  readonly configPath: string;
+  readonly blockd: Blockd;
+  readonly #work: Workdir;
+  readonly #env: Readonly<Record<string, string>>;
+  #daemon: Daemon | null = null;
+
+  constructor(work: Workdir, blockd: Blockd, options: SnapshotterOptions = {}) {
+    this.#work = work;
+    this.blockd = blockd;
+    this.name = options.name ?? 'snapshotter';
+    this.address = work.socket(`${this.name}.sock`);
+    this.root = path.join(work.dir(this.name), 'root');
+    this.configPath = path.join(work.dir(this.name), 'config.json');
+    this.#env = options.env ?? {};
+    this.configure(options);
+  }
+
+  static async start(work: Workdir, blockd: Blockd, options: SnapshotterOptions = {}): Promise<Snapshotter> {
+    const snapshotter = new Snapshotter(work, blockd, options);
+    await snapshotter.start();
+    return snapshotter;
+  }
+
+  /** Writes the configuration; read at the next start. */
+  configure(options: SnapshotterOptions): void {
+    const config = {
+      root: this.root,
+      address: this.address,
+      rwMode: options.rwMode ?? 'overlayfs',
+      writableLayerType: options.writableLayerType ?? 'append',
+      defaultFsType: options.defaultFsType ?? 'ext4',
+      ...options.config,
+      overlaybdWorker: {
+        ociLayers: options.ociLayers ?? 'overlayfs',
+        blockdAddress: this.blockd.address,
+        ...options.workerConfig,
+      },
+    };
+    writeFileSync(this.configPath, `${JSON.stringify(config, null, 2)}\n`);
+  }
+
+  get daemon(): Daemon {
+    if (this.#daemon === null) throw new Error(`${this.name} was not started`);
+    return this.#daemon;
+  }
+
+  /** Also after stop() or kill(): the same store and socket. */
+  async start(): Promise<void> {
+    this.#daemon = await Daemon.start(this.#work, {
+      name: this.name,
+      program: path.join(binDir, 'overlaybd-snapshotter'),
+      args: ['--config', this.configPath],
+      env: this.#env,
+    });
+    await this.#daemon.ready('accepts connections', () => accepts(this.address));
+  }
+
+  /** SIGTERM, awaited. */
+  async stop(): Promise<void> {
+    await this.daemon.stop();
+  }
+
+  /** kill -9, awaited. */
+  async kill(): Promise<void> {
+    await this.daemon.kill();
+  }
+
+  async restart(): Promise<void> {
+    await this.stop();
+    await this.start();
+  }
+
+  client(options: SnapshotsClientOptions = {}): SnapshotsClient {
+    return new SnapshotsClient(this.address, options);
+  }
+
+  /** <root>/snapshots/<id> */
+  snapshotDir(id: string): string {
+    return path.join(this.root, 'snapshots', id);
+  }
+}
+
+/** False before the first build. */
+export function isBuilt(): boolean {
+  return existsSync(path.join(binDir, 'overlaybd-snapshotter')) && existsSync(path.join(binDir, 'overlaybd.node'));
+}
