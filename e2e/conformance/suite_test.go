@@ -41,8 +41,9 @@ type settings struct {
 	Target string `json:"target"`
 	// SuiteName decides what the suite expects of Rename ("overlayfs" = no directory rename over lower layers).
 	SuiteName string `json:"suiteName"`
-	// Stores is the folder for the fresh roots of target "daemon" and for their logs.
-	Stores string `json:"stores"`
+	// Stores is the folder for the fresh roots of target "daemon" and for their logs; Sockets a short one.
+	Stores  string `json:"stores"`
+	Sockets string `json:"sockets"`
 	// Command starts a snapshotter; "--config <file>" is appended.
 	Command []string `json:"command"`
 	// Config is the daemon's configuration; root and address are filled in per sub-test.
@@ -80,11 +81,12 @@ func TestConformance(t *testing.T) {
 // overSocket gives a sub-test a daemon of its own. The store lies outside `root`: on a failure the suite dumps that
 // folder by reading every file whole, and deletes it across mounts.
 func (s settings) overSocket(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-	store := filepath.Join(s.Stores, fmt.Sprintf("s%s-%d", s.Run, atomic.AddInt64(&counter, 1)))
+	name := fmt.Sprintf("s%s-%d", s.Run, atomic.AddInt64(&counter, 1))
+	store := filepath.Join(s.Stores, name)
 	if err := os.MkdirAll(store, 0700); err != nil {
 		return nil, nil, err
 	}
-	d, err := s.startDaemon(store)
+	d, err := s.startDaemon(store, filepath.Join(s.Sockets, name))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -220,10 +222,10 @@ type daemon struct {
 	exited             chan error
 }
 
-func (s settings) startDaemon(store string) (*daemon, error) {
+func (s settings) startDaemon(store, address string) (*daemon, error) {
 	d := &daemon{
 		root:    filepath.Join(store, "root"),
-		address: filepath.Join(store, "s.sock"),
+		address: address,
 		log:     filepath.Join(store, "log"),
 		exited:  make(chan error, 1),
 	}
