@@ -12,6 +12,7 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { Containerd } from '../harness/containerd.ts';
 import { run } from '../harness/processes.ts';
+import { untilNothingIsLeft } from '../harness/settled.ts';
 import { Blockd, binDir, isBuilt, Snapshotter, type SnapshotterOptions } from '../harness/snapshotter.ts';
 import { repository, Workdir } from '../harness/workdir.ts';
 
@@ -114,10 +115,11 @@ async function prepareTarget(work: Workdir, combination: Combination): Promise<R
   if (combination.through === 'containerd') {
     const snapshotter = await Snapshotter.start(work, blockd, options);
     const containerd = await Containerd.start(work, { plugins: [{ name: 'overlaybd', address: snapshotter.address }] });
-    // Rows that are left make devices that are left: seen when blockd and the work directory close.
     work.defer('collect garbage', async () => {
       await containerd.ctr(['leases', 'create', '--id', 'gc']);
       await containerd.ctr(['leases', 'delete', '--sync', 'gc']);
+      using client = snapshotter.client();
+      await untilNothingIsLeft(snapshotter, client);
     });
     return { target: 'containerd', address: containerd.address, snapshotter: 'overlaybd' };
   }

@@ -1,0 +1,123 @@
+/** The daemons of one scenario, and the demand every scenario ends with: remove everything, and nothing is left. */
+import { Containerd } from '../harness/containerd.ts';
+import { type Registry, startRegistry } from '../harness/registry.ts';
+import type { SnapshotsClient } from '../harness/rpc-client.ts';
+import { removeAll, type ServedDevice, servedDevices, untilNothingIsLeft } from '../harness/settled.ts';
+import { Blockd, Snapshotter, type SnapshotterOptions } from '../harness/snapshotter.ts';
+import { Workdir } from '../harness/workdir.ts';
+
+export interface StandOptions extends SnapshotterOptions {
+  /** containerd with our plugin; 'cri' with the Kubernetes interface too. Default none. */
+  readonly containerd?: 'plain' | 'cri';
+  readonly registry?: boolean;
+}
+
+export class Stand implements AsyncDisposable {
+  readonly work: Workdir;
+  readonly blockd: Blockd;
+  readonly snapshotter: Snapshotter;
+  readonly client: SnapshotsClient;
+  readonly #containerd: Containerd | null;
+  readonly #registry: Registry | null;
+
+  private constructor(
+    work: Workdir,
+    blockd: Blockd,
+    snapshotter: Snapshotter,
+    containerd: Containerd | null,
+    registry: Registry | null,
+  ) {
+    this.work = work;
+    this.blockd = blockd;
+    this.snapshotter = snapshotter;
+    this.client = snapshotter.client();
+    this.#containerd = containerd;
+    this.#registry = registry;
+  }
+
+  static async start(name: string, options: StandOptions = {}): Promise<Stand> {
+    const work = new Workdir(name);
+    try {
+      const blockd = await Blockd.start(work);
+      const snapshotter = await Snapshotter.start(work, blockd, options);
+      const plugins = [{ name: 'overlaybd', address: snapshotter.address }];
+      const containerd =
+        options.containerd === undefined
+          ? null
+          : await Containerd.start(work, {
+              plugins,
+              ...(options.containerd === 'cri' ? { cri: { snapshotter: 'overlaybd' } } : {}),
+            });
+      return new Stand(
+        work,
+        blockd,
+        snapshotter,
+        containerd,
+        options.registry === true ? await startRegistry(work) : null,
+      );
+    } catch (error) {
+      await work.close();
+      throw error;
+    }
+  }
+
+  get containerd(): Containerd {
+    if (this.#containerd === null) throw new Error('this stand has no containerd');
+    return this.#containerd;
+  }
+
+  get registry(): Registry {
+    if (this.#registry === null) throw new Error('this stand has no registry');
+    return this.#registry;
+  }
+
+  ctr(...args: readonly string[]): Promise<string> {
+    return this.containerd.ctr(args);
+  }
+
+  devices(): Promise<readonly ServedDevice[]> {
+    return servedDevices(this.blockd.address);
+  }
+
+  /** A garbage collection of containerd that has ended when this returns. */
+  async collectGarbage(): Promise<void> {
+    const id = `gc-${performance.now()}`;
+    await this.ctr('leases', 'create', '--id', id);
+    await this.ctr('leases', 'delete', '--sync', id);
+  }
+
+  /** Containers, images and snapshots of containerd go, then its garbage; our store must be empty after it. */
+  async empty(): Promise<void> {
+    if (this.#containerd !== null) {
+      await this.#containerd.deleteContainers();
+      for (const image of lines(await this.ctr('images', 'ls', '-q'))) await this.ctr('images', 'rm', '--sync', image);
+      for (;;) {
+        const rows = lines(await this.ctr('snapshots', '--snapshotter', 'overlaybd', 'ls')).slice(1);
+        if (rows.length === 0) break;
+        for (const row of rows) {
+          const [key = ''] = row.split(/\s+/);
+          // Parents refuse until their children are gone; the next round takes them.
+          await this.#containerd.ctrAny(['snapshots', '--snapshotter', 'overlaybd', 'rm', key]);
+        }
+      }
+      await this.collectGarbage();
+    } else {
+      await removeAll(this.client);
+    }
+    await untilNothingIsLeft(this.snapshotter, this.client);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      if (this.snapshotter.daemon.exit !== null) await this.snapshotter.start();
+      await this.empty();
+    } finally {
+      this.client[Symbol.dispose]();
+      await this.work[Symbol.asyncDispose]();
+    }
+  }
+}
+
+export function lines(text: string): readonly string[] {
+  return text.split('\n').filter((line) => line.trim() !== '');
+}
