@@ -118,7 +118,7 @@ class UpperIndex final {
   Node* newNode(uint64_t fill);
   Node* leafFor(uint64_t block);
   void setRange(uint64_t offset, uint64_t length, uint64_t state, uint64_t moffset);
-  void setBlocks(Node& node, uint32_t level, uint64_t first, uint64_t last, uint64_t base, uint64_t state);
+  void zeroBlocks(Node& node, uint32_t level, uint64_t first, uint64_t last, uint64_t base);
   void setSectors(std::atomic<uint64_t>& entry, uint64_t from, uint64_t count, uint64_t state, uint64_t moffset);
 
   Node* root_ = nullptr;
