@@ -87,9 +87,13 @@ export class Containerd {
     );
   }
 
-  /** Kills and deletes every task and container of every namespace. */
+  /** Kills and deletes every task and container of every namespace; a containerd that ended is started for it if
+   * tasks are left. */
   async deleteContainers(): Promise<void> {
-    if (this.daemon.exit !== null) await this.start();
+    if (this.daemon.exit !== null) {
+      if (this.bundles().length === 0) return;
+      await this.start();
+    }
     const namespaces = (await this.ctr(['namespaces', 'ls', '-q'])).split('\n').filter((line) => line !== '');
     for (const namespace of namespaces) {
       const list = async (what: string): Promise<readonly string[]> =>
@@ -99,10 +103,12 @@ export class Containerd {
     }
   }
 
-  /** What the runtime left of a task's bundle: empty once every task is deleted. */
+  /** `<namespace>/<container>` of every task that was not deleted. */
   bundles(): readonly string[] {
-    const dir = this.#work.dir('containerd', 'state', 'io.containerd.runtime.v2.task', this.namespace);
-    return readdirSync(dir);
+    const dir = this.#work.dir('containerd', 'state', 'io.containerd.runtime.v2.task');
+    return readdirSync(dir).flatMap((namespace) =>
+      readdirSync(path.join(dir, namespace)).map((id) => `${namespace}/${id}`),
+    );
   }
 
   #args(args: readonly string[], namespace = this.namespace): readonly string[] {

@@ -1,5 +1,6 @@
 /** The private place of one run: a directory, a short one for sockets, and everything that must be undone at the end,
  * in reverse order, also after a failure or a signal. */
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -18,6 +19,9 @@ interface Undo {
 }
 
 const open = new Set<Workdir>();
+
+/** Set in what the clean-up itself does, which may still start things (a containerd to end its containers). */
+const cleaning = new AsyncLocalStorage<true>();
 
 export class Workdir implements AsyncDisposable {
   readonly name: string;
@@ -41,8 +45,14 @@ export class Workdir implements AsyncDisposable {
     listenForSignals();
   }
 
-  /** A directory of that name inside, made if absent. */
+  /** True from the begin of the clean-up, e.g. after Ctrl-C: what fails now fails because of it. */
+  get isOver(): boolean {
+    return this.#closing !== null;
+  }
+
+  /** A directory of that name inside, made if absent. Nothing new can begin once the clean-up has. */
   dir(...names: readonly string[]): string {
+    if (this.isOver && cleaning.getStore() !== true) throw new Error(`${this.name}: the run is over`);
     const dir = path.join(this.path, ...names);
     mkdirSync(dir, { recursive: true });
     return dir;
@@ -76,7 +86,7 @@ export class Workdir implements AsyncDisposable {
       const step = this.#undo.pop();
       if (step === undefined) break;
       try {
-        await step.undo();
+        await cleaning.run(true, async () => step.undo());
       } catch (error) {
         problems.push(`${step.what}: ${error instanceof Error ? error.message : String(error)}`);
       }
