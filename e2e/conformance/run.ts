@@ -111,7 +111,11 @@ async function prepareTarget(work: Workdir, combination: Combination): Promise<R
     return { target: 'containerd', address: containerd.address, snapshotter: 'overlayfs' };
   }
   const blockd = await Blockd.start(work);
-  const options: SnapshotterOptions = { rwMode: combination.mode, writableLayerType: combination.type };
+  const options: SnapshotterOptions = {
+    rwMode: combination.mode,
+    writableLayerType: combination.type,
+    workerConfig: { defaultVirtualSizeGB: 1 },
+  };
   if (combination.through === 'containerd') {
     const snapshotter = await Snapshotter.start(work, blockd, options);
     const containerd = await Containerd.start(work, { plugins: [{ name: 'overlaybd', address: snapshotter.address }] });

@@ -41,6 +41,8 @@ export interface SnapshotsClientOptions {
   readonly headers?: Readonly<Record<string, string>>;
   /** Per call. Default 60 s. */
   readonly deadlineMs?: number;
+  /** Of a message, both ways, in bytes. Default: containerd's limit, 16 MiB. */
+  readonly messageMax?: number;
 }
 
 const service = '/containerd.services.snapshots.v1.Snapshots';
@@ -56,8 +58,8 @@ export class SnapshotsClient implements Disposable {
 
   constructor(socket: string, options: SnapshotsClientOptions = {}) {
     this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
-      'grpc.max_receive_message_length': messageMax,
-      'grpc.max_send_message_length': messageMax,
+      'grpc.max_receive_message_length': options.messageMax ?? messageMax,
+      'grpc.max_send_message_length': options.messageMax ?? messageMax,
       // A restarted daemon is found again as fast as containerd finds it.
       'grpc.initial_reconnect_backoff_ms': 50,
       'grpc.max_reconnect_backoff_ms': 500,

@@ -1,4 +1,6 @@
 /** The daemons of one scenario, and the demand every scenario ends with: remove everything, and nothing is left. */
+import assert from 'node:assert/strict';
+import { type ServiceError, status } from '@grpc/grpc-js';
 import { Containerd } from '../harness/containerd.ts';
 import { type Registry, startRegistry } from '../harness/registry.ts';
 import type { SnapshotsClient } from '../harness/rpc-client.ts';
@@ -39,7 +41,11 @@ export class Stand implements AsyncDisposable {
     const work = new Workdir(name);
     try {
       const blockd = await Blockd.start(work);
-      const snapshotter = await Snapshotter.start(work, blockd, options);
+      const snapshotter = await Snapshotter.start(work, blockd, {
+        ...options,
+        // What the default of 64 GB costs is measured by the benchmarks.
+        workerConfig: { defaultVirtualSizeGB: 1, ...options.workerConfig },
+      });
       const plugins = [{ name: 'overlaybd', address: snapshotter.address }];
       const containerd =
         options.containerd === undefined
@@ -120,4 +126,35 @@ export class Stand implements AsyncDisposable {
 
 export function lines(text: string): readonly string[] {
   return text.split('\n').filter((line) => line.trim() !== '');
+}
+
+/** Asserts that a call is refused with this gRPC code; returns its message. */
+export async function refused(call: Promise<unknown>, code: status, said: RegExp = /./): Promise<string> {
+  const outcome = await call.then(
+    () => null,
+    (error: unknown) => error as Partial<ServiceError>,
+  );
+  assert.ok(outcome !== null, `expected ${status[code]}, but the call succeeded`);
+  const details = outcome.details ?? String(outcome);
+  assert.equal(status[outcome.code ?? -1], status[code], details);
+  assert.match(details, said);
+  return details;
+}
+
+export const writableLabel = 'containerd.io/snapshot/overlaybd.writable';
+export const localCommitPathLabel = 'containerd.io/snapshot/overlaybd.localcommitpath';
+
+/** The seed of this file's random choices: printed, and taken from OBD_SEED when given. */
+export function seededRandom(): { readonly seed: number; readonly next: (below: number) => number } {
+  const seed = Number(process.env['OBD_SEED'] ?? Math.floor(Math.random() * 0xffff_ffff));
+  process.stdout.write(`seed: ${seed}\n`);
+  // mulberry32
+  let state = seed >>> 0;
+  const next = (below: number): number => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let value = Math.imul(state ^ (state >>> 15), state | 1);
+    value ^= value + Math.imul(value ^ (value >>> 7), value | 61);
+    return ((value ^ (value >>> 14)) >>> 0) % below;
+  };
+  return { seed, next };
 }
