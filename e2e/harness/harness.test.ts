@@ -2,15 +2,16 @@
  * may demand of ours. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Containerd } from './containerd.ts';
 import { leaked, machineState, sweep } from './leaks.ts';
-import { mount, mountsBelow, mountTable } from './mounts.ts';
+import { mount, mounted, mountsBelow, mountTable } from './mounts.ts';
 import { CommandError, Daemon, run, runAny, until } from './processes.ts';
 import { startRegistry } from './registry.ts';
+import { Kind, SnapshotsClient } from './rpc-client.ts';
 import { Workdir } from './workdir.ts';
 
 test('a work directory undoes in reverse order and is gone afterwards, even when a step fails', async () => {
@@ -132,4 +133,54 @@ test('containerd and a registry start, answer and stop without a trace', async (
   }
   await delay(0);
   assert.deepEqual(leaked(before, await machineState(), [tag]), []);
+});
+
+test('mounts get exactly their options: a read-only bind refuses writes, an overlay shows both', async () => {
+  await using work = new Workdir('harness');
+  const [lower, upper, scratch] = [work.dir('lower dir'), work.dir('upper'), work.dir('work')];
+  writeFileSync(path.join(lower, 'file'), 'below');
+  const bind = await mounted(work, [{ type: 'bind', source: lower, options: ['ro', 'rbind'] }], work.dir('bound'));
+  assert.throws(() => writeFileSync(path.join(bind.path, 'file'), 'x'), /EROFS/);
+  const options = ['index=off', `workdir=${scratch}`, `upperdir=${upper}`, `lowerdir=${lower}`];
+  const merged = await mounted(work, [{ type: 'overlay', source: 'overlay', options }], work.dir('merged'));
+  writeFileSync(path.join(merged.path, 'file'), 'above');
+  assert.equal(readFileSync(path.join(lower, 'file'), 'utf8'), 'below');
+  assert.equal(readFileSync(path.join(upper, 'file'), 'utf8'), 'above');
+  const line = mountTable().find(({ mountPoint }) => mountPoint === merged.path);
+  assert.ok(line?.superOptions.includes(`lowerdir=${lower}`), 'escapes in the mount table are decoded');
+  await merged[Symbol.asyncDispose]();
+  await bind[Symbol.asyncDispose]();
+  assert.deepEqual(mountsBelow(work.path), []);
+});
+
+test('the client speaks the snapshots service as containerd does', async () => {
+  await using work = new Workdir('harness');
+  const containerd = await Containerd.start(work, { plugins: [] });
+  const headers = { 'containerd-namespace': containerd.namespace };
+  using client = new SnapshotsClient(containerd.address, { snapshotter: 'overlayfs', headers });
+  const root = { 'containerd.io/gc.root': 'yes' };
+  const mounts = await client.prepare('base-active', '', root);
+  {
+    await using target = await mounted(work, mounts, work.dir('mnt'));
+    writeFileSync(path.join(target.path, 'file'), 'content');
+  }
+  await client.commit('base', 'base-active', { ...root, color: 'red' });
+  assert.equal((await client.view('look', 'base', root)).length, 1);
+  const info = await client.stat('base');
+  assert.deepEqual([info.kind, info.parent, info.labels['color']], [Kind.COMMITTED, '', 'red']);
+  const updated = await client.update('base', { color: 'blue' }, ['labels.color']);
+  assert.deepEqual(updated.labels, { ...root, color: 'blue' });
+  assert.deepEqual(
+    (await client.list('labels.color==blue')).map(({ name }) => name),
+    ['base'],
+  );
+  assert.deepEqual((await client.list()).map(({ name }) => name).sort(), ['base', 'look']);
+  assert.ok((await client.usage('base')).sizeBytes > 0n);
+  assert.deepEqual(await client.mounts('look'), await client.mounts('look'));
+  await assert.rejects(client.remove('base'), { code: 9 });
+  await client.remove('look');
+  await client.remove('base');
+  await assert.rejects(client.stat('base'), { code: 5 });
+  // containerd's metadata layer does not pass it on.
+  await assert.rejects(client.cleanup(), { code: 12 });
 });

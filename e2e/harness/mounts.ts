@@ -42,7 +42,9 @@ function parseMountLine(line: string): MountLine {
     options: at(5).split(','),
     fsType: at(dash + 1),
     source: unescapeOctal(at(dash + 2)),
-    superOptions: at(dash + 3).split(','),
+    superOptions: at(dash + 3)
+      .split(',')
+      .map(unescapeOctal),
   };
 }
 
