@@ -124,7 +124,7 @@ node_tests() { # stage concurrency patterns…
   tally_tap "$stage" "$OUT/$stage.tap"
   return "$status"
 }
-stage_js() { node_tests js "$JOBS" 'src/**/*.test.ts' 'scripts/**/*.test.ts' 'e2e/harness/**/*.test.ts' 'bench/**/*.test.ts'; }
+stage_js() { node_tests js "$JOBS" 'src/**/*.test.ts' 'scripts/**/*.test.ts' 'e2e/harness/*.test.ts' 'e2e/images/*.test.ts' 'e2e/demo/*.test.ts' 'bench/**/*.test.ts'; }
 stage_conformance() { node e2e/conformance/run.ts --tally "$OUT/conformance"; }
 # One file at a time: several measure what is left on the whole machine.
 stage_scenarios() { node_tests scenarios 1 'e2e/scenarios/*.test.ts'; }
