@@ -2,6 +2,7 @@
  * null, never undefined. All functions but the clock return promises settled from a worker thread.
  * A rejection is an Error with `code` (a name of native/base/status.h, e.g. 'data-loss') and `errno` (0 if none). */
 import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
 
 export interface NativeLayerInfo {
   readonly kind: 'lsmt-sealed' | 'lsmt-writable' | 'not-a-layer';
@@ -92,4 +93,13 @@ export interface Native {
 /** Loads build/bin/overlaybd.node (installed: lib/overlaybd.node). The path is found from this file's own place. */
 export function loadNative(path: string): Native {
   return createRequire(import.meta.url)(path) as Native;
+}
+
+/** Where the addon lies: beside the built JavaScript (build/js/engine → build/bin, installed the same), or in the
+ * project's build folder when this file runs as TypeScript. Tests of other builds name theirs in OVERLAYBD_ADDON. */
+export function nativePath(): string {
+  const named = process.env['OVERLAYBD_ADDON'];
+  if (named !== undefined && named !== '') return named;
+  const built = import.meta.url.endsWith('.js');
+  return fileURLToPath(new URL(built ? '../../bin/overlaybd.node' : '../../build/bin/overlaybd.node', import.meta.url));
 }
