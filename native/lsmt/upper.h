@@ -26,7 +26,7 @@ struct CreateUpperOptions {
 struct OpenUpperOptions {
   bool write = true;           // false: only look; nothing on disk changes, not even a torn tail
   bool flushMarkers = false;   // write them (FORMAT.md); those found are honoured in any case
-  std::string bootId;          // with flushMarkers: of the running kernel; tests vary it
+  std::string bootId = {};     // with flushMarkers: of the running kernel; tests vary it
   bool directIo = false;       // only of the overload that takes paths
   uint64_t ioLimitBytes = 4 * kMiB;  // larger writes are split; a multiple of 4096 below 8 MiB
 };
