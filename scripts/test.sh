@@ -43,19 +43,27 @@ tally_tap() { # stage file
     END { printf "%d %d %d\n", passed, failed, skipped }' "$2" > "$OUT/$1.tally"
 }
 
-# Counts of every GoogleTest binary that ctest ran, from their XML reports; a binary that wrote none has crashed.
-tally_gtest() { # stage folder ctest-status
-  awk -v status="$3" -v skips="$OUT/$1.skips" '
+# Counts of a ctest run: the cases inside every GoogleTest binary, from their XML reports; any other test, and a binary
+# that crashed before it wrote a report, counts as one.
+tally_ctest() { # stage folder ctest-status
+  local name outcome reports=() plain_passed=0 plain_failed=0
+  while read -r name outcome; do
+    if [ -e "$2/$name-test.xml" ] || [ -e "$2/$name.xml" ]; then continue; fi
+    if [ "$outcome" = run ]; then plain_passed=$((plain_passed + 1)); else plain_failed=$((plain_failed + 1)); fi
+  done < <(sed -n 's/.*<testcase name="\([^"]*\)".* status="\([a-z]*\)".*/\1 \2/p' "$2/ctest.junit")
+  mapfile -t reports < <(find "$2" -name '*.xml')
+  awk -v status="$3" -v passed="$plain_passed" -v failed="$plain_failed" -v skips="$OUT/$1.skips" '
     function attribute(name,   at) {
       if (!match($0, " " name "=\"[^\"]*\"")) return ""
       at = substr($0, RSTART, RLENGTH); sub(/^[^"]*"/, "", at); sub(/"$/, "", at); return at
     }
-    /<testsuites /  { tests += attribute("tests"); failed += attribute("failures") + attribute("errors") }
+    /<testsuites /  { tests += attribute("tests"); broken += attribute("failures") + attribute("errors") }
     /<testcase /    { if (attribute("status") == "notrun" || attribute("result") == "skipped") {
                         skipped++; print attribute("classname") "." attribute("name") > skips } }
-    END { if (status != 0 && failed == 0) failed = 1
-          printf "%d %d %d\n", tests - failed - skipped > 0 ? tests - failed - skipped : 0, failed, skipped }
-  ' /dev/null $(find "$2" -name '*.xml' 2> /dev/null) > "$OUT/$1.tally"
+    END { passed += tests - broken - skipped; failed += broken
+          if (status != 0 && failed == 0) failed = 1
+          printf "%d %d %d\n", passed, failed, skipped }
+  ' /dev/null "${reports[@]}" > "$OUT/$1.tally"
 }
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -81,8 +89,9 @@ native_preset() { # stage preset
   local status=0
   (cd native && cmake --preset "$2" > /dev/null) && cmake --build "build/native-$2" -j "$JOBS" || return 1
   mkdir -p "$OUT/$1"
-  GTEST_OUTPUT="xml:$OUT/$1/" ctest --test-dir "build/native-$2" --output-on-failure -j "$JOBS" || status=$?
-  tally_gtest "$1" "$OUT/$1" "$status"
+  GTEST_OUTPUT="xml:$OUT/$1/" ctest --test-dir "build/native-$2" --output-on-failure --output-junit "$OUT/$1/ctest.junit" \
+    -j "$JOBS" || status=$?
+  tally_ctest "$1" "$OUT/$1" "$status"
   return "$status"
 }
 stage_native() { native_preset native release; }
