@@ -95,11 +95,11 @@ native_preset() { # stage preset
   return "$status"
 }
 stage_native() { native_preset native release; }
+# The tests draw fewer random operations under a sanitizer, by themselves.
 stage_asan() {
-  ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
-    OBD_TEST_DOSE=sanitizer native_preset asan asan
+  ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 native_preset asan asan
 }
-stage_tsan() { TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 OBD_TEST_DOSE=sanitizer native_preset tsan tsan; }
+stage_tsan() { TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 native_preset tsan tsan; }
 
 # Warnings are errors in every build; clang-tidy adds the checks of .clang-tidy on the sources of the product itself.
 # Tests are left out: GoogleTest's macros cost most of the time and find nothing in our code.

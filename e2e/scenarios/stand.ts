@@ -147,7 +147,7 @@ export const localCommitPathLabel = 'containerd.io/snapshot/overlaybd.localcommi
 /** The seed of this file's random choices: printed, and taken from OBD_SEED when given. */
 export function seededRandom(): { readonly seed: number; readonly next: (below: number) => number } {
   const seed = Number(process.env['OBD_SEED'] ?? Math.floor(Math.random() * 0xffff_ffff));
-  process.stdout.write(`seed: ${seed}\n`);
+  process.stdout.write(`OBD_SEED=${seed}\n`);
   // mulberry32
   let state = seed >>> 0;
   const next = (below: number): number => {
