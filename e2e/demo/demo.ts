@@ -9,6 +9,7 @@ import { mount, mountTable, unmount } from '../harness/mounts.ts';
 import { type Daemon, lastLines, run, until } from '../harness/processes.ts';
 import { type Registry, startRegistry } from '../harness/registry.ts';
 import { SnapshotsClient } from '../harness/rpc-client.ts';
+import { servedDevices } from '../harness/settled.ts';
 import { Blockd, isBuilt, Snapshotter } from '../harness/snapshotter.ts';
 import { repository, Workdir } from '../harness/workdir.ts';
 import { chainIds, pushImage, readManifest } from '../images/oci.ts';
@@ -57,6 +58,10 @@ interface Parts {
   readonly snapshotter: Snapshotter;
   readonly containerd: Containerd;
 }
+
+/** Durations in milliseconds by the text of the step. */
+type Timings = ReadonlyMap<string, number>;
+type Step = (text: string, action: () => Promise<void>) => Promise<void>;
 
 /** One redis-server, reached through a socket in a directory that is bind-mounted into its container. */
 class Redis {
@@ -169,7 +174,14 @@ async function cleanUp(narrator: Narrator, work: Workdir, before: MachineState):
 async function show(narrator: Narrator, work: Workdir, daemons: Daemon[], redises: Redis[]): Promise<void> {
   const parts = await startParts(narrator, work, daemons);
   const reference = await makeImage(narrator, parts);
-  for (const mode of modes) await showMode(narrator, parts, mode, reference, redises);
+  const timings: Timings[] = [];
+  for (const mode of modes) timings.push(await showMode(narrator, parts, mode, reference, redises));
+  narrator.heading('The modes side by side');
+  const texts = [...(timings[0]?.keys() ?? [])];
+  narrator.table([
+    ['', ...modes.map(({ name }) => name)],
+    ...texts.map((text) => [text, ...timings.map((column) => duration(column.get(text) ?? 0))]),
+  ]);
   await removeImage(narrator, parts, reference);
 }
 
@@ -233,42 +245,48 @@ async function showMode(
   mode: Mode,
   reference: string,
   redises: Redis[],
-): Promise<void> {
+): Promise<Timings> {
   const { containerd, work } = parts;
+  const timings = new Map<string, number>();
+  const step: Step = async (text, action) => {
+    await narrator.step(text, action);
+    timings.set(text, narrator.lastMs);
+  };
   const labelArgs = mode.label === null ? [] : ['--snapshotter-label', `${writableLabel}=${mode.label}`];
   const redis = new Redis(work, `redis-${mode.name}`);
   redises.push(redis);
   narrator.heading(mode.title, mode.explanation);
 
-  await narrator.step('run the container', async () => {
+  await step('run the container', async () => {
     const args = ['run', `--snapshotter=${plugin}`, ...labelArgs, ...redis.runArgs, reference, redis.id];
     await ctr(narrator, containerd, args);
     await redis.answers();
     await tellRoot(narrator, parts, redis.id, mode);
   });
-  await narrator.step(`write: SET greeting and ${keyCount} keys more, with appendfsync always`, async () => {
+  await step(`write: SET greeting and ${keyCount} keys more, with appendfsync always`, async () => {
     await redis.command('SET', 'greeting', `hello from ${mode.name}`);
     await redis.fill();
     narrator.fact(`redis> SET greeting "hello from ${mode.name}"; DBSIZE → ${await redis.command('DBSIZE')}`);
   });
-  await narrator.step('kill -9 the task and delete it', async () => {
+  await step('kill -9 the task and delete it', async () => {
     await ctr(narrator, containerd, ['tasks', 'kill', '--signal', 'SIGKILL', redis.id]);
     await deleteTask(containerd, redis.id);
   });
-  await narrator.step('start the task again on the same snapshot: the data is there', async () => {
+  await step('start the task again on the same snapshot: the data is there', async () => {
     await ctr(narrator, containerd, ['tasks', 'start', '--detach', ...redis.logArgs, redis.id]);
     await redis.answers();
     await tellData(narrator, redis, `hello from ${mode.name}`);
   });
   const committed = `redis-with-data-${mode.name}`;
-  await narrator.step('stop, commit the snapshot', async () => {
+  await step('stop, commit the snapshot', async () => {
     await ctr(narrator, containerd, ['tasks', 'kill', '--signal', 'SIGTERM', redis.id]);
     await deleteTask(containerd, redis.id);
     await ctr(narrator, containerd, ['snapshots', '--snapshotter', plugin, 'commit', committed, redis.id]);
     await containerd.ctr(['containers', 'rm', '--keep-snapshot', redis.id]);
     await tellCommitted(narrator, parts, committed, mode);
   });
-  await showSecond(narrator, parts, mode, committed, redises);
+  await showSecond(narrator, parts, mode, committed, redises, step);
+  return timings;
 }
 
 /** ctr runs images, not snapshots: the second container's snapshot is prepared through containerd's API with the same
@@ -279,6 +297,7 @@ async function showSecond(
   mode: Mode,
   committed: string,
   redises: Redis[],
+  step: Step,
 ): Promise<void> {
   const { containerd, work } = parts;
   const redis = new Redis(work, `second-${mode.name}`);
@@ -288,7 +307,7 @@ async function showSecond(
     headers: { 'containerd-namespace': containerd.namespace },
   });
   const root = path.join(work.dir('rootfs'), mode.name);
-  await narrator.step('a second container from the committed snapshot: the data is there too', async () => {
+  await step('a second container from the committed snapshot: the data is there too', async () => {
     const labels = { 'containerd.io/gc.root': new Date().toISOString() };
     const mounts = await snapshots.prepare(
       redis.id,
@@ -306,7 +325,7 @@ async function showSecond(
     await tellData(narrator, redis, `hello from ${mode.name}`);
     await redis.command('SET', 'greeting', 'changed in the second container');
   });
-  await narrator.step('remove both', async () => {
+  await step('remove both', async () => {
     await containerd.ctr(['tasks', 'kill', '--signal', 'SIGTERM', redis.id]);
     await deleteTask(containerd, redis.id);
     await containerd.ctr(['containers', 'rm', redis.id]);
@@ -329,14 +348,19 @@ async function removeImage(narrator: Narrator, parts: Parts, reference: string):
       return true;
     });
     await client.cleanup();
-    await until('devices and mounts are gone', () => {
-      const left = mountTable().filter((line) => line.mountPoint.startsWith(work.path));
-      if (left.length > 0) throw new Error(`left: ${left.map(({ mountPoint }) => mountPoint).join(', ')}`);
+    await until('devices and mounts are gone', async () => {
+      const left = [
+        ...(await servedDevices(parts.blockd.address)).map((device) => `${device.path} for ${device.id}`),
+        ...mountTable()
+          .map(({ mountPoint }) => mountPoint)
+          .filter((mountPoint) => mountPoint.startsWith(work.path)),
+      ];
+      if (left.length > 0) throw new Error(`left: ${left.join(', ')}`);
       return true;
     });
     const size = diskUsage(path.join(snapshotter.root, 'snapshots'));
     assert.equal(size, 0, `${size} bytes are left in the store`);
-    narrator.fact('0 snapshots, 0 mounts, 0 bytes of layers');
+    narrator.fact('0 snapshots, 0 devices, 0 mounts, 0 bytes of layers');
   });
 }
 

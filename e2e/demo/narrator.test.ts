@@ -42,3 +42,12 @@ test('numbers are for people', () => {
   assert.deepEqual([0, 1023, 1024, 1536, 64 * 2 ** 30].map(bytes), ['0 B', '1023 B', '1 KiB', '1.5 KiB', '64 GiB']);
   assert.deepEqual([3.4, 999, 1000, 61_234].map(duration), ['3 ms', '999 ms', '1.00 s', '61.23 s']);
 });
+
+test('a table lines up', () => {
+  const { narrator, text } = recorded(false);
+  narrator.table([
+    ['', 'dev', 'overlayfs'],
+    ['run', '1 ms', '2 ms'],
+  ]);
+  assert.equal(text(), '        dev  overlayfs\n  run  1 ms       2 ms\n');
+});

@@ -14,6 +14,7 @@ export class Narrator {
   readonly #screen: Screen;
   readonly #color: boolean;
   readonly #width: number;
+  #lastMs = 0;
   /** Facts told while a step runs; printed below its line. */
   #facts: string[] | null = null;
 
@@ -60,6 +61,23 @@ export class Narrator {
     }
   }
 
+  /** Duration of the last step. */
+  get lastMs(): number {
+    return this.#lastMs;
+  }
+
+  /** First column to the left, the others to the right; the first row is the heading. */
+  table(rows: readonly (readonly string[])[]): void {
+    const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+    for (const [index, row] of rows.entries()) {
+      const cells = row.map((cell, column) =>
+        column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
+      );
+      const line = `  ${cells.join('  ')}`;
+      this.#line(index === 0 ? this.#paint('dim', line) : line);
+    }
+  }
+
   failure(text: string): void {
     this.#line(`\n${this.#paint('red', text)}`);
   }
@@ -67,7 +85,8 @@ export class Narrator {
   #done(color: Style, mark: string, text: string, started: number): void {
     const facts = this.#facts ?? [];
     this.#facts = null;
-    const took = duration(performance.now() - started);
+    this.#lastMs = performance.now() - started;
+    const took = duration(this.#lastMs);
     const dots = '.'.repeat(Math.max(2, this.#width - 6 - text.length - took.length));
     if (this.#screen.isTty) this.#screen.write('\r\x1b[2K');
     this.#line(`  ${this.#paint(color, mark)} ${text} ${this.#paint('dim', dots)} ${took}`);
