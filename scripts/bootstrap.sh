@@ -10,7 +10,10 @@ say() { printf '\033[2m[bootstrap]\033[0m %s\n' "$*" >&2; }
 [ -t 2 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '[bootstrap] %s\n' "$*" >&2; }
 
 # 1. Debian packages. dpkg-query is asked first: apt-get is slow and needs the network.
-mapfile -t wanted < <(sed 's/#.*//' scripts/packages.txt | awk 'NF {print $1}')
+# BOOTSTRAP_SCOPE=build leaves out what only tests, demo and benchmarks need.
+mapfile -t wanted < <(
+  awk -v scope="${BOOTSTRAP_SCOPE:-all}" '/^# (test|bench)/ && scope == "build" {exit} {sub(/#.*/, "")} NF {print $1}' scripts/packages.txt
+)
 missing=()
 for package in "${wanted[@]}"; do
   status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
