@@ -111,6 +111,13 @@ export async function sweep(texts: readonly string[]): Promise<readonly string[]
   return found;
 }
 
+/** Detaches a loop device whose server is dead, recognised by a read that fails; any other is left alone. */
+export async function detachDeadLoop(node: string): Promise<void> {
+  if (!loops().some((loop) => loop.node === node)) return;
+  const { code } = await runAny('dd', [`if=${node}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct']);
+  if (code !== 0) await run('losetup', ['--detach', node]);
+}
+
 function loops(): readonly Loop[] {
   return readdirSync('/sys/block')
     .filter((name) => name.startsWith('loop'))

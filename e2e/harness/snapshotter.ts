@@ -2,8 +2,11 @@
 import { existsSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import path from 'node:path';
+import { detachDeadLoop } from './leaks.ts';
+import { mountTable, unmount } from './mounts.ts';
 import { Daemon } from './processes.ts';
 import { SnapshotsClient, type SnapshotsClientOptions } from './rpc-client.ts';
+import { controlCall, servedDevices } from './settled.ts';
 import { repository, type Workdir } from './workdir.ts';
 
 /** Where the built programs lie (build/bin; OBD_BIN names another, e.g. an installed /opt/overlaybd/bin). */
@@ -57,12 +60,38 @@ export class Blockd {
   }
 
   async start(): Promise<void> {
-    this.#daemon = await Daemon.start(this.#work, {
+    const daemon = await Daemon.start(this.#work, {
       name: 'blockd',
       program: path.join(binDir, 'overlaybd-blockd'),
-      args: ['--socket', this.address, '--runtime-dir', this.#work.dir('blockd')],
+      args: ['--socket', this.address, '--run-dir', this.#work.dir('blockd')],
     });
-    await this.#daemon.ready('accepts connections', () => accepts(this.address));
+    this.#daemon = daemon;
+    // It does not end while devices are held open.
+    this.#work.defer('blockd serves nothing', async () => {
+      if (daemon.exit === null) await this.#detachAll();
+    });
+    await daemon.ready('accepts connections', () => accepts(this.address));
+  }
+
+  /** kill -9, awaited. The kernel keeps the loop devices of a dead server, which fail every read; whoever still uses
+   * them is to see that. They go with the run. */
+  async kill(): Promise<void> {
+    const devices = await servedDevices(this.address);
+    await this.daemon.kill();
+    this.#work.defer('dead loop devices', async () => {
+      for (const { path: node } of devices) await detachDeadLoop(node);
+    });
+  }
+
+  /** Ends what a failed run left; says so, because a good one leaves nothing. */
+  async #detachAll(): Promise<void> {
+    const devices = await servedDevices(this.address);
+    for (const { owner, id, path: node } of devices) {
+      const mounts = mountTable().filter(({ source }) => source === node);
+      for (const { mountPoint } of mounts.reverse()) await unmount(mountPoint);
+      await controlCall(this.address, 'Detach', { owner, id, force: true });
+    }
+    if (devices.length > 0) throw new Error(`had to detach ${devices.map(({ path: node }) => node).join(', ')}`);
   }
 }
 
