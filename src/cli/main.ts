@@ -1,8 +1,8 @@
 /** The `overlaybd` command for people. What programs execute (overlaybd-commit and its kin) is C++, in native/tools. */
 import { Command } from 'commander';
+import { SnapshotterError } from '../base/errors.ts';
 import { createHostProcess } from '../engine/host-process.ts';
 import { loadNative, nativePath } from '../engine/native.ts';
-import { SnapshotterError } from '../base/errors.ts';
 import type { Device } from '../gen/overlaybd/control/v1/blockd_pb.js';
 
 interface SocketFlag {
@@ -24,7 +24,9 @@ function table(rows: readonly (readonly string[])[]): string {
   const widths: number[] = [];
   for (const row of rows) row.forEach((cell, column) => (widths[column] = Math.max(widths[column] ?? 0, cell.length)));
   return rows
-    .map((row) => row.map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0))).join('  '))
+    .map((row) =>
+      row.map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0))).join('  '),
+    )
     .join('\n');
 }
 
@@ -78,7 +80,9 @@ program
   .option('--socket <path>', "blockd's control socket", '/run/overlaybd-blockd/control.sock')
   .action(async (flags: SocketFlag) => {
     const status = await client(flags).status({});
-    write(`blockd ${status.version}, pid ${status.pid}, ${status.devices} devices, transports: ${status.transports.join(', ')}`);
+    write(
+      `blockd ${status.version}, pid ${status.pid}, ${status.devices} devices, transports: ${status.transports.join(', ')}`,
+    );
   });
 
 program
@@ -87,7 +91,9 @@ program
   .action(async (file: string) => {
     const info = await loadNative(nativePath()).inspectLayer(file);
     const wrapped = [info.tar ? 'tar' : '', info.zfile ? 'ZFile' : ''].filter((name) => name !== '');
-    write(`${file}: ${info.kind}${wrapped.length > 0 ? ` in ${wrapped.join(' in ')}` : ''}, virtual size ${size(info.virtualSizeBytes)}`);
+    write(
+      `${file}: ${info.kind}${wrapped.length > 0 ? ` in ${wrapped.join(' in ')}` : ''}, virtual size ${size(info.virtualSizeBytes)}`,
+    );
   });
 
 try {
