@@ -135,7 +135,7 @@ export class Snapshotter {
       ...options.config,
       overlaybdWorker: {
         ociLayers: options.ociLayers ?? 'overlayfs',
-        blockdAddress: this.blockd.address,
+        blockd: { address: this.blockd.address, spawn: false },
         ...options.workerConfig,
       },
     };
