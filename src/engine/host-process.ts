@@ -148,6 +148,7 @@ class RealHostProcess implements HostProcess {
     const socket = connectSocket(this.#options.socketPath);
     this.#watch = socket;
     socket.unref();
+    socket.resume(); // a server that drops idle connections may say so; unread words would hide its end
     socket.on('error', () => {
       // 'close' follows
     });

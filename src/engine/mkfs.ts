@@ -69,16 +69,30 @@ async function emptyRoot(root: string): Promise<void> {
   await chmod(root, 0o755);
 }
 
-/** The descriptor's own arguments, and for ext4 the promise that the device reads as zeros: a layer without parent is
- * empty, so inode tables need not be written now, nor by the kernel later (64 GiB would carry 1 GiB of zeros). */
+/** The descriptor's own arguments, adapted to the fresh device and to the tools of today. */
 export function mkfsArguments(fs: FsDescriptor): readonly string[] {
-  if (fs.type !== 'ext4') return fs.mkfsOptions;
-  const args = [...fs.mkfsOptions];
-  const at = args.lastIndexOf('-E'); // mke2fs takes the last one only
-  const given = at < 0 ? undefined : args[at + 1];
-  if (given === undefined) return ['-E', kPrezeroed, ...args];
-  if (!/(^|,)(lazy_itable_init|assume_storage_prezeroed)(=|,|$)/.test(given)) args[at + 1] = `${given},${kPrezeroed}`;
-  return args;
+  switch (fs.type) {
+    case 'ext4':
+      return prezeroed(fs.mkfsOptions);
+    case 'xfs':
+      return fs.mkfsOptions.join(' ') === kXfsLegacyDefault ? ['-f'] : fs.mkfsOptions;
+    default:
+      return fs.mkfsOptions;
+  }
+}
+
+/** Adds the promise that the device reads as zeros: a layer without parent is empty, so inode tables need not be written
+ * now, nor by the kernel later (64 GiB would carry 1 GiB of zeros). */
+function prezeroed(options: readonly string[]): readonly string[] {
+  const at = options.lastIndexOf('-E'); // mke2fs takes the last one only
+  const given = at < 0 ? undefined : options[at + 1];
+  if (given === undefined) return ['-E', kPrezeroed, ...options];
+  if (/(^|,)(lazy_itable_init|assume_storage_prezeroed)(=|,|$)/.test(given)) return options;
+  return options.map((option, i) => (i === at + 1 ? `${given},${kPrezeroed}` : option));
 }
 
 const kPrezeroed = 'assume_storage_prezeroed=1';
+
+/** The contract's default for xfs, which xfsprogs 6 refuses (a log of 4 MiB) and a kernel without V4 support cannot mount
+ * (crc=0). Given like this it means "the default", so today's default is made. */
+const kXfsLegacyDefault = '-f -l size=4m -m crc=0';
