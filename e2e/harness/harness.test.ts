@@ -184,3 +184,17 @@ test('the client speaks the snapshots service as containerd does', async () => {
   // containerd's metadata layer does not pass it on.
   await assert.rejects(client.cleanup(), { code: 12 });
 });
+
+test('the leak check as a program: silent about what was there, exit 1 and the name of what was not', async () => {
+  await using work = new Workdir('harness');
+  const program = path.join(import.meta.dirname, 'leaks.ts');
+  const saved = path.join(work.path, 'state.json');
+  await run(process.execPath, [program, 'save', saved]);
+  {
+    await using target = await mounted(work, [{ type: 'tmpfs', source: 'tmpfs', options: [] }], work.dir('leak'));
+    const found = await runAny(process.execPath, [program, 'check', saved]);
+    assert.equal(found.code, 1);
+    assert.ok(found.stdout.includes(`mounts: ${target.path} (tmpfs from tmpfs)`), found.stdout);
+  }
+  assert.equal((await runAny(process.execPath, [program])).code, 2);
+});
