@@ -10,7 +10,7 @@ import { ErrorKind } from '../base/errors.ts';
 import type { AttachRequest, FsDescriptor, ImageConfig, LowerEntry, WritableLayerType } from './engine.ts';
 import { loadNative, nativePath } from './native.ts';
 import { createEngine, type RealEngine } from './real-engine.ts';
-import { failsAs, isGone, makeScratch, makeStand, makeTmpfs, type Stand } from './test-scratch.ts';
+import { failsAs, isGone, makeScratch, makeStand, makeTmpfs, type Stand } from './scratch.test.ts';
 
 const kFixtures = resolve(import.meta.dirname, '../../native/testdata/fixtures');
 const never = new AbortController().signal;

@@ -8,7 +8,7 @@ import { describe, it } from 'node:test';
 import { ErrorKind } from '../base/errors.ts';
 import { createFiles } from './files.ts';
 import { loadNative, nativePath } from './native.ts';
-import { failsAs, makeScratch, makeTmpfs } from './test-scratch.ts';
+import { failsAs, makeScratch, makeTmpfs } from './scratch.test.ts';
 
 const files = createFiles(loadNative(nativePath()));
 const modeOf = (path: string): string => (statSync(path).mode & 0o7777).toString(8);

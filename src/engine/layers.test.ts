@@ -9,7 +9,7 @@ import { ErrorKind } from '../base/errors.ts';
 import type { CreateWritable, Layers, WritableLayerType } from './engine.ts';
 import { createLayers } from './layers.ts';
 import { loadNative, nativePath } from './native.ts';
-import { failsAs, makeScratch, makeTmpfs } from './test-scratch.ts';
+import { failsAs, makeScratch, makeTmpfs } from './scratch.test.ts';
 
 const kGiB = 1n << 30n;
 const kTypes: readonly WritableLayerType[] = ['append', 'sparse'];

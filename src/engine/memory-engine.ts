@@ -162,6 +162,7 @@ export class MemoryEngine implements Engine {
         this.#files.delete(data);
         const fileSystem = this.#fileSystems.get(data);
         if (fileSystem !== undefined) this.#fileSystems.set(target, fileSystem);
+        this.#fileSystems.delete(data);
       }),
     inspect: (path): Promise<LayerInfo> =>
       this.#effect('layers.inspect', path, () => {

@@ -9,7 +9,7 @@ import fc from 'fast-check';
 import { ErrorKind, SnapshotterError } from '../base/errors.ts';
 import { formatDevice, mkfsArguments } from './mkfs.ts';
 import { fileSystemOf, probeFileSystem } from './probe.ts';
-import { makeScratch } from './test-scratch.ts';
+import { makeScratch } from './scratch.test.ts';
 
 const args = (type: string, ...mkfsOptions: string[]) => mkfsArguments({ type, mountOptions: [], mkfsOptions });
 

@@ -10,7 +10,7 @@ import { ErrorKind } from '../base/errors.ts';
 import type { MountEntry, Mounts } from './engine.ts';
 import { createMounts } from './mounts.ts';
 import { loadNative, nativePath } from './native.ts';
-import { failsAs, isGone, makeScratch, mountPoints } from './test-scratch.ts';
+import { failsAs, isGone, makeScratch, mountPoints } from './scratch.test.ts';
 
 const tmpfs = (source: string) => ({ type: 'tmpfs', source, options: ['nosuid', 'nodev', 'size=1m'] });
 

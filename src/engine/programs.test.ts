@@ -7,7 +7,7 @@ import { describe, it } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ErrorKind, SnapshotterError } from '../base/errors.ts';
 import { runProgram, startDaemon } from './programs.ts';
-import { isGone, makeScratch } from './test-scratch.ts';
+import { isGone, makeScratch } from './scratch.test.ts';
 
 const kind = (expected: ErrorKind) => (error: unknown) => error instanceof SnapshotterError && error.kind === expected;
 
