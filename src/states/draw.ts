@@ -41,31 +41,37 @@ const targetsOf = (targets: Targets): readonly string[] => {
 };
 const isBusy = (state: StateConfig | undefined): boolean => state?.tags === 'busy';
 
+/** Aligned as the formatter would align it. The first row is the head. */
+function tableOf(rows: readonly (readonly string[])[]): readonly string[] {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((cells) => cells[column]?.length ?? 0)));
+  const line = (cells: readonly string[]): string =>
+    `| ${cells.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(' | ')} |`;
+  const [head = [], ...body] = rows;
+  return [line(head), line(widths.map((width) => '-'.repeat(width))), ...body.map(line)];
+}
+
 function tablesOf({ title, id, events, states }: Drawable): string {
   const settled = Object.entries(states).filter(([, state]) => !isBusy(state));
   const busy = Object.entries(states).filter(([, state]) => isBusy(state));
-  const row = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`;
   return [
     `## ${title}`,
     '',
     `![${title}](../../docs/states/${id}.svg)`,
     '',
-    row(['settled state', ...events]),
-    row(['---', ...events.map(() => '---')]),
-    ...settled.map(([name, { on }]) =>
-      row([`**${name}**`, ...events.map((event) => targetsOf(on?.[event])[0] ?? '·')]),
-    ),
+    ...tableOf([
+      ['settled state', ...events],
+      ...settled.map(([name, { on }]) => [`**${name}**`, ...events.map((event) => targetsOf(on?.[event])[0] ?? '·')]),
+    ]),
     '',
-    row(['busy state', 'effect', 'done', 'failed']),
-    row(['---', '---', '---', '---']),
-    ...busy.map(([name, { invoke }]) =>
-      row([
+    ...tableOf([
+      ['busy state', 'effect', 'done', 'failed'],
+      ...busy.map(([name, { invoke }]) => [
         `**${name}**`,
         `\`${invoke?.src ?? ''}\``,
         targetsOf(invoke?.onDone).join(', '),
         targetsOf(invoke?.onError).join(', '),
       ]),
-    ),
+    ]),
     '',
     'A busy state accepts no event.',
     '',
