@@ -1,0 +1,56 @@
+/** The fio jobs, and one run of one of them on a block device. */
+import { z } from 'zod';
+import { run } from '../e2e/harness/processes.ts';
+
+export interface Job {
+  readonly name: string;
+  readonly unit: 'IOPS' | 'MB/s';
+  readonly writes: boolean;
+  readonly args: readonly string[];
+}
+
+/** Bytes that a run of a sequential job moves at most: append layers grow by what is written. */
+const kSequentialMiB = 512;
+
+export const kJobs: readonly Job[] = [
+  { name: 'randread q1', unit: 'IOPS', writes: false, args: ['--rw=randread', '--bs=4k', '--iodepth=1'] },
+  { name: 'randread q32', unit: 'IOPS', writes: false, args: ['--rw=randread', '--bs=4k', '--iodepth=32'] },
+  { name: 'seqread 1M', unit: 'MB/s', writes: false, args: ['--rw=read', '--bs=1m', '--iodepth=8'] },
+  { name: 'randwrite q1', unit: 'IOPS', writes: true, args: ['--rw=randwrite', '--bs=4k', '--iodepth=1'] },
+  { name: 'randwrite q32', unit: 'IOPS', writes: true, args: ['--rw=randwrite', '--bs=4k', '--iodepth=32'] },
+  { name: 'fsync 4k', unit: 'IOPS', writes: true, args: ['--rw=randwrite', '--bs=4k', '--iodepth=1', '--fsync=1'] },
+  { name: 'seqwrite 1M', unit: 'MB/s', writes: true, args: ['--rw=write', '--bs=1m', '--iodepth=8'] },
+];
+
+const side = z.object({ iops: z.number(), bw_bytes: z.number(), io_bytes: z.number() });
+const report = z.object({ jobs: z.array(z.object({ error: z.number(), read: side, write: side })).length(1) });
+
+/** Operations or MB per second. */
+export async function runFio(job: Job, device: string, seconds: number, sizeMiB: number): Promise<number> {
+  const bounded = job.unit === 'MB/s' ? [`--io_size=${kSequentialMiB}m`] : [];
+  const text = await run(
+    'fio',
+    [
+      `--name=${job.name.replaceAll(' ', '-')}`,
+      `--filename=${device}`,
+      '--ioengine=io_uring',
+      '--direct=1',
+      `--size=${sizeMiB}m`,
+      `--runtime=${seconds}`,
+      ...(job.unit === 'MB/s' ? [] : ['--time_based']),
+      ...bounded,
+      ...job.args,
+      '--randrepeat=0',
+      '--norandommap',
+      '--output-format=json',
+      '--allow_file_create=0',
+    ],
+    { timeoutMs: (seconds + 120) * 1000 },
+  );
+  // Warnings come before the report.
+  const [result] = report.parse(JSON.parse(text.slice(text.indexOf('{')))).jobs;
+  if (result === undefined || result.error !== 0)
+    throw new Error(`fio ${job.name} on ${device}: error ${result?.error}`);
+  const done = job.writes ? result.write : result.read;
+  return job.unit === 'IOPS' ? done.iops : done.bw_bytes / 1e6;
+}
