@@ -1,5 +1,6 @@
 /** The engine of the tests: a small world of directories, devices and mounts that behaves as the seam promises.
- * Faults it can inject: `failNext(call, error)` before or, with `after`, behind an effect; `hold(call)` keeps completions
+ * Faults it can inject: `failNext(call, error)` before or, with `after`, behind an effect, and
+ * `failAt(n, error)` whichever call is the n-th; `hold(call)` keeps completions
  * back; `cutPowerAfter(n)` lets n effects happen and then fails everything, as for a killed daemon; `holdOpen(id)` is a
  * client that keeps a device busy; `restartBlockd()` and `reboot()` lose what those lose. Every call is recorded. */
 import { ErrorKind, SnapshotterError } from '../base/errors.ts';
@@ -42,13 +43,20 @@ export class MemoryEngine implements Engine {
   readonly #heldOpen = new Set<string>();
   readonly #faults: { readonly call: string; readonly error: Error; readonly after: boolean }[] = [];
   readonly #holds = new Map<string, Promise<void>>();
+  #failure: { readonly at: number; readonly error: Error; readonly after: boolean } | null = null;
   #mounts: MountEntry[] = [];
   #bootId = 1;
   #nextMinor = 0;
+  #ticks = 0;
   #effectsLeft = Number.POSITIVE_INFINITY;
 
   failNext(call: string, error: Error, after = false): void {
     this.#faults.push({ call, error, after });
+  }
+
+  /** The n-th call from now (0 = the next one) fails, whichever it is. */
+  failAt(n: number, error: Error, after = false): void {
+    this.#failure = { at: this.calls.length + n, error, after };
   }
 
   /** Calls of this name wait until the returned function is called. */
@@ -69,6 +77,12 @@ export class MemoryEngine implements Engine {
   tick(): void {
     if (this.isDead) throw new PowerCut('the power is cut');
     this.#effectsLeft -= 1;
+    this.#ticks += 1;
+  }
+
+  /** Steps since the beginning: what `cutPowerAfter` counts. */
+  get ticks(): number {
+    return this.#ticks;
   }
 
   get isDead(): boolean {
@@ -78,6 +92,7 @@ export class MemoryEngine implements Engine {
   restorePower(): void {
     this.#effectsLeft = Number.POSITIVE_INFINITY;
     this.#faults.length = 0;
+    this.#failure = null;
   }
 
   /** Devices are gone; what was mounted from them stays in the table, dead. */
@@ -346,12 +361,14 @@ export class MemoryEngine implements Engine {
 
   async #effect<T>(call: string, argument: string, act: () => T): Promise<T> {
     this.tick();
+    const isNth = this.#failure?.at === this.calls.length;
     this.calls.push(argument === '' ? call : `${call} ${argument}`);
     // Always asynchronous, as the real one is.
     await Promise.resolve();
     await this.#holds.get(call);
     const fault = this.#faults.findIndex((each) => each.call === call);
-    const found = fault < 0 ? undefined : this.#faults.splice(fault, 1)[0];
+    const found = isNth ? (this.#failure ?? undefined) : fault < 0 ? undefined : this.#faults.splice(fault, 1)[0];
+    if (isNth) this.#failure = null;
     if (found !== undefined && !found.after) throw found.error;
     const result = act();
     if (found !== undefined) throw found.error;

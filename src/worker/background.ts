@@ -117,7 +117,9 @@ export class Background {
             // Removed on paper while the work ran: stays removed, whatever the work came to.
             store.changeSnapshot(id, { name: null, state: 'removed', intent: null, failure });
           } else {
-            store.changeSnapshot(id, { state, intent: null, failure, labels: this.#labelsAt(row, state) });
+            // What a faulty snapshot was about to become stays open: Cleanup, a restart or a child tries again.
+            const intent = state === 'faulty' ? row.intent : null;
+            store.changeSnapshot(id, { state, intent, failure, labels: this.#labelsAt(row, state) });
           }
         }),
     };

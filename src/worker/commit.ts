@@ -8,7 +8,7 @@ import { type CommittedPlan, LayerSource, planOf } from './effects.ts';
 import { acceptLabels, Label, withLabel, without } from './labels.ts';
 import { fileSystemOf } from './plan.ts';
 import { checkName } from './prepare.ts';
-import { failedPrecondition, inBackground, notFound, type Scope } from './scope.ts';
+import { failedPrecondition, inBackground, inTransaction, isHeld, notFound, type Scope } from './scope.ts';
 import { chainOf, Purpose } from './storage-kind.ts';
 import type { CommitRequest } from './worker.ts';
 
@@ -20,7 +20,7 @@ export async function commit(scope: Scope, request: CommitRequest): Promise<void
   const row = committable(scope, request);
   const layer = await layerOf(scope, row);
   if (row.storage === 'block') await refuseWhileHeld(scope, context, row);
-  const id = scope.store.transaction(() => settle(scope, request, labels, layer));
+  const id = inTransaction(scope, context, () => settle(scope, request, labels, layer));
   inBackground(scope, id);
 }
 
@@ -56,7 +56,7 @@ async function layerOf(scope: Scope, row: SnapshotRow): Promise<LayerSource> {
 
 /** Clients unmount lazily right before Commit: waits for the last of them, then refuses with nothing changed. */
 async function refuseWhileHeld(scope: Scope, context: string, row: SnapshotRow): Promise<void> {
-  for (let waitedMs = 0; await scope.devices.isHeld(row.id); waitedMs += limits.busyStepMs) {
+  for (let waitedMs = 0; await isHeld(scope, context, row.id); waitedMs += limits.busyStepMs) {
     if (waitedMs >= limits.busyWaitMs) {
       throw failedPrecondition(`${context}: the device of snapshot ${row.id} is still in use; unmount it first`);
     }

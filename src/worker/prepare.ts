@@ -6,7 +6,7 @@ import { cancelled } from './effects.ts';
 import { acceptLabels } from './labels.ts';
 import { deviceOf, mountsOf } from './mount-recipe.ts';
 import { type Decision, decide } from './plan.ts';
-import { failedPrecondition, inBackground, type Scope } from './scope.ts';
+import { failedPrecondition, inBackground, inTransaction, type Scope } from './scope.ts';
 import { chainOf } from './storage-kind.ts';
 import type { Labels, Mount, PrepareRequest } from './worker.ts';
 
@@ -20,10 +20,12 @@ export async function prepare(
   const context = `${verb} ${request.key}`;
   checkName(context, request.key);
   const labels = acceptLabels(context, request.labels);
-  const overlayOptions = await scope.overlayOptions();
+  const overlayOptions = await scope.overlayOptions().catch((error: unknown) => {
+    throw withContext(context, error);
+  });
   if (signal.aborted) throw withContext(context, cancelled());
 
-  const { row, decision } = scope.store.transaction(() => begin(scope, kind, request, labels, overlayOptions));
+  const { row, decision } = inTransaction(scope, context, () => begin(scope, kind, request, labels, overlayOptions));
   remark(scope, row, decision);
   const outcome = await scope.background.run(row.id, { type: kind === 'view' ? 'VIEW' : 'PREPARE' }, signal);
   if (outcome.error !== null || (outcome.state !== 'active' && outcome.state !== 'view')) {

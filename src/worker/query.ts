@@ -3,7 +3,7 @@ import { ErrorKind, SnapshotterError, withContext } from '../base/errors.ts';
 import type { SnapshotRow } from '../store/store.ts';
 import { limits } from './config.ts';
 import { acceptLabels, Label, labelOf, withLabel } from './labels.ts';
-import { isVisible, type Scope, visible } from './scope.ts';
+import { inTransaction, isVisible, type Scope, visible } from './scope.ts';
 import type { Labels, SnapshotFilter, SnapshotInfo, UpdateRequest, Usage } from './worker.ts';
 
 export function infoOf(row: SnapshotRow): SnapshotInfo {
@@ -48,7 +48,7 @@ export async function* list(
 export function update(scope: Scope, { name, labels, paths }: UpdateRequest): SnapshotInfo {
   const context = `update ${name}`;
   const given = acceptLabels(context, labels);
-  return scope.store.transaction(() => {
+  return inTransaction(scope, context, () => {
     const row = visible(scope, 'update', name);
     const next = masked(context, row.labels, given, paths);
     return infoOf(scope.store.changeSnapshot(row.id, { labels: next, updatedAt: scope.clock.now() }));

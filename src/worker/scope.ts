@@ -1,7 +1,7 @@
 /** What every verb works with. One object, made once by create-worker.ts. */
 import type { Logger } from 'pino';
 import type { Clock } from '../base/clock.ts';
-import { ErrorKind, SnapshotterError } from '../base/errors.ts';
+import { ErrorKind, SnapshotterError, withContext } from '../base/errors.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { Layout } from '../store/layout.ts';
 import type { SnapshotRow, Store } from '../store/store.ts';
@@ -54,6 +54,32 @@ export async function replay(scope: Scope, row: SnapshotRow, signal: AbortSignal
     ? scope.devices.mounted(device, signal)
     : scope.devices.attached(device, signal));
   return mountsOf(recipe, facts);
+}
+
+/** A verb's transaction. What a verb refuses names the snapshot already; what the store refuses (a full disk) does not. */
+export function inTransaction<T>(scope: Scope, context: string, body: () => T): T {
+  try {
+    return scope.store.transaction(body);
+  } catch (error) {
+    const told = error instanceof SnapshotterError && refusals.has(error.kind);
+    throw told ? error : withContext(context, error);
+  }
+}
+
+const refusals: ReadonlySet<ErrorKind> = new Set([
+  ErrorKind.NotFound,
+  ErrorKind.AlreadyExists,
+  ErrorKind.InvalidArgument,
+  ErrorKind.FailedPrecondition,
+]);
+
+/** Whether somebody but our own mount holds a device, asked for a verb. */
+export async function isHeld(scope: Scope, context: string, device: string): Promise<boolean> {
+  try {
+    return await scope.devices.isHeld(device);
+  } catch (error) {
+    throw withContext(`${context}: look at device ${device}`, error);
+  }
 }
 
 /** Starts background work that nobody waits for here. Its own failures are logged by it. */
