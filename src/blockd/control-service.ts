@@ -63,7 +63,7 @@ export function routes(context: ControlContext): (router: ConnectRouter) => void
     router.service(BlockDaemon, {
       attach: (request) =>
         answer('attach', { owner: request.owner, id: request.id }, async () => {
-          checkName('owner', request.owner);
+          checkOwner(request.owner);
           checkName('id', request.id);
           checkPath('config_path', request.configPath);
           const sectorSizeBytes = request.sectorSizeBytes === 0 ? 4096 : request.sectorSizeBytes;
@@ -84,7 +84,7 @@ export function routes(context: ControlContext): (router: ConnectRouter) => void
         }),
       detach: (request) =>
         answer('detach', { owner: request.owner, id: request.id, force: request.force }, async () => {
-          checkName('owner', request.owner);
+          checkOwner(request.owner);
           checkName('id', request.id);
           await registry.detach(request.owner, request.id, request.force);
           return {};
@@ -140,6 +140,16 @@ function checkName(field: string, value: string): void {
     throw new SnapshotterError(
       ErrorKind.InvalidArgument,
       `${field}: 1 to ${kNameCharsMax} letters, digits or _ . : @ -`,
+    );
+  }
+}
+
+/** A store names itself by its root directory, so anything a path may hold goes, except what breaks a log line. */
+function checkOwner(owner: string): void {
+  if (owner === '' || owner.length > kNameCharsMax || /\p{Cc}/u.test(owner)) {
+    throw new SnapshotterError(
+      ErrorKind.InvalidArgument,
+      `owner: 1 to ${kNameCharsMax} characters, none of them a control character`,
     );
   }
 }
