@@ -44,7 +44,7 @@ esac
 if [ "$(.toolchain/node/bin/node --version 2>/dev/null || true)" != "v$NODE_VERSION" ]; then
   say "installing Node $NODE_VERSION into .toolchain/node"
   rm -rf .toolchain/node .toolchain/fetch && mkdir -p .toolchain/fetch
-  (cd .toolchain/fetch && npm pack --silent "$node_package@$NODE_VERSION" > /dev/null && tar xzf ./*.tgz)
+  (cd .toolchain/fetch && npm pack --loglevel=error "$node_package@$NODE_VERSION" > /dev/null && tar xzf ./*.tgz)
   mv .toolchain/fetch/package .toolchain/node && rm -rf .toolchain/fetch
 fi
 export PATH="$PWD/.toolchain/node/bin:$PATH"

@@ -24,10 +24,9 @@ export class CommandError extends Error {
   readonly result: RunResult;
 
   constructor(command: readonly string[], result: RunResult) {
-    const output = [result.stderr, result.stdout].map((text) => text.trim()).filter((text) => text !== '');
-    super(
-      `${command.join(' ')}: exit ${result.code}${output.length > 0 ? `: ${lastLines(output.join('\n'), 20)}` : ''}`,
-    );
+    // Progress goes to stdout and says nothing about the reason.
+    const said = lastLines(result.stderr.trim() === '' ? result.stdout : result.stderr, 20);
+    super(`${command.join(' ')}: exit ${result.code}${said === '' ? '' : `: ${said}`}`);
     this.name = 'CommandError';
     this.result = result;
   }
