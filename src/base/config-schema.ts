@@ -74,7 +74,9 @@ export const upstreamSchema = z.object({
   rootfsQuota: z
     .string()
     .default('')
-    .describe('Default project quota of container snapshots in overlayfs mode, such as `20g`.'),
+    .describe(
+      'Default project quota of container snapshots in overlayfs mode, such as `20g`. Read and told about, not enforced by this version.',
+    ),
   tenant: whole(-1, 2 ** 31 - 1)
     .default(-1)
     .describe('Tells several snapshotters of one host apart; -1 is the default one.'),

@@ -79,8 +79,10 @@ export function parseConfig(text: string, source: string): LoadedConfig {
   const input = withCanonicalKeys(json, upstreamKeys, '', warnings);
   const parsed = configSchema.safeParse(input);
   const problems = parsed.success ? storeProblems(storesOf(parsed.data)) : parsed.error.issues.flatMap(wordsOf);
-  if (!parsed.success || problems.length > 0) throw new ConfigError(source, problems);
+  // An ignored key may be the reason why another one is missing.
+  if (!parsed.success || problems.length > 0) throw new ConfigError(source, [...problems, ...warnings]);
   const { rwMode, writableLayerType, verbose, ...rest } = parsed.data;
+  if (rest.rootfsQuota !== '') warnings.push('rootfsQuota: quotas are not enforced by this version');
   const config: Config = {
     ...rest,
     verbose,
@@ -144,7 +146,8 @@ function withCanonicalKeys(value: object, tree: KeyTree, at: string, warnings: s
   for (const [given, inner] of Object.entries(value)) {
     const key = Object.keys(tree).find((name) => name.toLowerCase() === given.toLowerCase());
     if (key === undefined) {
-      warnings.push(`${at}${given}: unknown key, ignored`);
+      const near = Object.keys(tree).find((name) => editDistance(name.toLowerCase(), given.toLowerCase()) <= 2);
+      warnings.push(`${at}${given}: unknown key, ignored${near === undefined ? '' : `; did you mean ${at}${near}?`}`);
     } else if (inner !== null) {
       result[key] = descend(inner, tree[key] ?? null, `${at}${key}`, warnings);
     }

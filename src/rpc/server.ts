@@ -244,9 +244,9 @@ async function drainOne({ server, place }: Listener, deadlineMs: number): Promis
 }
 
 function namespaceOf(call: AnyCall): string | null {
-  // With several values the first is the newest.
+  // With several values the first is the newest. HTTP/2 in Node joins them; a namespace has no comma.
   const [first] = call.metadata.get('containerd-namespace');
-  return typeof first === 'string' ? first.slice(0, 256) : null;
+  return typeof first === 'string' ? (first.split(',', 1)[0] ?? '').slice(0, 256) : null;
 }
 
 function definitionOf(service: DescService): ServiceDefinition {
