@@ -41,6 +41,8 @@ class [[nodiscard]] Status {
 
   // The errno to answer the kernel with: the original one where there was one, else the nearest to `code`. 0 if ok.
   int toErrno() const;
+  // The errno of the system call that failed; 0 if there was none.
+  int systemErrno() const { return errno_; }
 
   // Prepends "context: ". Context grows going up, once per layer of meaning. No effect on ok.
   Status withContext(std::string_view context) &&;

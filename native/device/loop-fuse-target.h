@@ -2,6 +2,7 @@
 // Works on any kernel with FUSE and loop; needs CAP_SYS_ADMIN.
 #pragma once
 
+#include <atomic>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -33,6 +34,8 @@ class LoopFuseTarget final : public BlockTarget {
   // backend calls in flight.
   // A node that is still open then stays bound to the dead file until its last holder closes it.
   Status stop(bool force) override;
+  // True once the service has ended, whatever the last stop() said about durability.
+  bool isStopped() const { return stopped_.load(); }
 
  private:
   LoopFuseTarget(BlockBackend& backend, std::unique_ptr<FuseSession> session, LoopBinding loop);
@@ -44,7 +47,7 @@ class LoopFuseTarget final : public BlockTarget {
   std::unique_ptr<FuseSession> session_;
   const LoopBinding loop_;
   std::mutex stopping_;
-  bool stopped_ = false;  // guarded by stopping_
+  std::atomic<bool> stopped_{false};  // set under stopping_
 };
 
 }  // namespace obd
