@@ -229,7 +229,7 @@ async function makeImage(narrator: Narrator, parts: Parts): Promise<string> {
     return pushed;
   });
   await narrator.step('pull and unpack into block layers', async () => {
-    await ctr(narrator, containerd, ['images', 'pull', '--plain-http', '--snapshotter', plugin, reference]);
+    await ctr(narrator, parts, ['images', 'pull', '--plain-http', '--snapshotter', plugin, reference]);
     const listed = await containerd.ctr(['snapshots', '--snapshotter', plugin, 'ls']);
     const unpacked = chainIds(image);
     for (const name of unpacked) assert.ok(listed.includes(name), `snapshot ${name} is missing`);
@@ -259,7 +259,7 @@ async function showMode(
 
   await step('run the container', async () => {
     const args = ['run', `--snapshotter=${plugin}`, ...labelArgs, ...redis.runArgs, reference, redis.id];
-    await ctr(narrator, containerd, args);
+    await ctr(narrator, parts, args);
     await redis.answers();
     await tellRoot(narrator, parts, redis.id, mode);
   });
@@ -269,19 +269,19 @@ async function showMode(
     narrator.fact(`redis> SET greeting "hello from ${mode.name}"; DBSIZE → ${await redis.command('DBSIZE')}`);
   });
   await step('kill -9 the task and delete it', async () => {
-    await ctr(narrator, containerd, ['tasks', 'kill', '--signal', 'SIGKILL', redis.id]);
+    await ctr(narrator, parts, ['tasks', 'kill', '--signal', 'SIGKILL', redis.id]);
     await deleteTask(containerd, redis.id);
   });
   await step('start the task again on the same snapshot: the data is there', async () => {
-    await ctr(narrator, containerd, ['tasks', 'start', '--detach', ...redis.logArgs, redis.id]);
+    await ctr(narrator, parts, ['tasks', 'start', '--detach', ...redis.logArgs, redis.id]);
     await redis.answers();
     await tellData(narrator, redis, `hello from ${mode.name}`);
   });
   const committed = `redis-with-data-${mode.name}`;
   await step('stop, commit the snapshot', async () => {
-    await ctr(narrator, containerd, ['tasks', 'kill', '--signal', 'SIGTERM', redis.id]);
+    await ctr(narrator, parts, ['tasks', 'kill', '--signal', 'SIGTERM', redis.id]);
     await deleteTask(containerd, redis.id);
-    await ctr(narrator, containerd, ['snapshots', '--snapshotter', plugin, 'commit', committed, redis.id]);
+    await ctr(narrator, parts, ['snapshots', '--snapshotter', plugin, 'commit', committed, redis.id]);
     await containerd.ctr(['containers', 'rm', '--keep-snapshot', redis.id]);
     await tellCommitted(narrator, parts, committed, mode);
   });
@@ -315,12 +315,12 @@ async function showSecond(
       mode.label === null ? labels : { ...labels, [writableLabel]: mode.label },
     );
     for (const { type, source, options } of mounts) {
-      narrator.fact(`mount -t ${type} -o ${shorten(options.join(','))} ${shorten(source, work.path)} rootfs`);
+      narrator.fact(`mount -t ${type} -o ${shorten(options.join(','), work)} ${shorten(source, work)} rootfs`);
     }
     work.defer(`unmount ${root}`, () => unmount(root));
     await mount(mounts, root);
     const bind = ['run', ...redis.runArgs, '--rootfs', root, redis.id, ...redisCommand];
-    await ctr(narrator, containerd, bind);
+    await ctr(narrator, parts, bind);
     await redis.answers();
     await tellData(narrator, redis, `hello from ${mode.name}`);
     await redis.command('SET', 'greeting', 'changed in the second container');
@@ -337,10 +337,10 @@ async function showSecond(
 }
 
 async function removeImage(narrator: Narrator, parts: Parts, reference: string): Promise<void> {
-  const { containerd, snapshotter, work } = parts;
+  const { snapshotter, work } = parts;
   narrator.heading('The image goes');
   await narrator.step('remove the image; containerd collects its snapshots', async () => {
-    await ctr(narrator, containerd, ['images', 'rm', '--sync', reference]);
+    await ctr(narrator, parts, ['images', 'rm', '--sync', reference]);
     using client = snapshotter.client();
     await until('the store is empty', async () => {
       const left = await client.list();
@@ -406,7 +406,7 @@ async function tellCommitted(narrator: Narrator, parts: Parts, name: string, mod
   if (mode.label === null) return;
   assert.ok(sealed !== undefined, `the committed snapshot has no label ${commitPathLabel}`);
   assert.ok(existsSync(sealed), `${sealed} does not exist`);
-  narrator.fact(`sealed layer: ${shorten(sealed, work.path)}`);
+  narrator.fact(`sealed layer: ${shorten(sealed, work)}`);
 }
 
 /** A task that was told to end is deleted once it has. */
@@ -417,15 +417,14 @@ async function deleteTask(containerd: Containerd, id: string): Promise<void> {
   assert.equal((await containerd.tasks()).has(id), false, `task ${id} was not deleted`);
 }
 
-async function ctr(narrator: Narrator, containerd: Containerd, args: readonly string[]): Promise<string> {
-  narrator.command(['ctr', ...args.map((argument) => shorten(argument))]);
+async function ctr(narrator: Narrator, { work, containerd }: Parts, args: readonly string[]): Promise<string> {
+  narrator.command(['ctr', ...args.map((argument) => shorten(argument, work))]);
   return containerd.ctr(args);
 }
 
-/** Long paths of the private root tell a reader nothing. */
-function shorten(text: string, privateRoot = ''): string {
-  const short = privateRoot === '' ? text : text.replaceAll(privateRoot, '…');
-  return short.replaceAll(/(\/[\w.-]+){3,}(\/[\w.-]+\/[\w.-]+)/g, '…$2');
+/** The path of the private root tells a reader nothing. */
+function shorten(text: string, work: Workdir): string {
+  return text.replaceAll(work.path, '…');
 }
 
 const screen = {

@@ -13,13 +13,12 @@ export function rootMount(pid: number): MountLine {
 
 /** As mount(8) prints it; paths shortened by the private root's. */
 export function describeMount(line: MountLine, privateRoot: string): string {
-  const lowers = line.superOptions.filter((option) => option.startsWith('lowerdir=')).join('');
-  const shape = line.fsType === 'overlay' ? ` over ${lowers.split(':').length} lower directory/ies` : '';
   const part = line.root === '/' ? '' : `, directory ${line.root}`;
-  return `/ is ${line.fsType} on ${line.source}${shape}${part} (${line.options.join(',')})`.replaceAll(
-    privateRoot,
-    '…',
-  );
+  const isPath = (option: string): boolean => /^(lower|upper|work)dir/.test(option);
+  const options = new Set([...line.options, ...line.superOptions.filter((option) => !isPath(option))]);
+  const dirs = line.superOptions.filter(isPath).map((option) => `, ${option}`);
+  const text = `/ is ${line.fsType} on ${line.source}${part} (${[...options].join(',')})${dirs.join('')}`;
+  return text.replaceAll(privateRoot, '…');
 }
 
 /** The device in the way of lsblk: size, access, direct I/O. null when the mount has no block device below it. */
