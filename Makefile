@@ -20,7 +20,7 @@ gen: bootstrap ## message types from proto/
 
 native: bootstrap ## C++ library, executables and addon -> build/bin
 	cd native && cmake --preset release > /dev/null && cmake --build ../build/native-release -j $(JOBS)
-	@mkdir -p build/bin
+	@mkdir -p build/bin && cp -p --remove-destination build/native-release/bin/* build/bin/
 
 js: bootstrap ## TypeScript -> build/js
 	tsc -p tsconfig.build.json
