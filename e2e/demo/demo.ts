@@ -146,7 +146,7 @@ async function main(narrator: Narrator): Promise<boolean> {
     await cleanUp(narrator, work, before);
   } catch (error) {
     succeeded = false;
-    narrator.failure(String(error));
+    narrator.failure(error instanceof Error ? error.message : String(error));
   }
   if (succeeded) narrator.line(`\nDone in ${duration(performance.now() - started)}.`);
   return succeeded;
@@ -166,7 +166,7 @@ async function cleanUp(narrator: Narrator, work: Workdir, before: MachineState):
   const problems = await narrator.step('everything is stopped and removed', () => work.close());
   await narrator.step('nothing is left behind', async () => {
     const left = [...problems, ...leaked(before, await machineState(), [work.tag, work.sockets])];
-    assert.equal(left.length, 0, `left behind:\n  ${left.join('\n  ')}`);
+    if (left.length > 0) throw new Error(`left behind:\n  ${left.join('\n  ')}`);
     narrator.fact('mounts, loop devices, processes, runtime files and cgroups of this run: 0');
   });
 }

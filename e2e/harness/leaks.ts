@@ -111,11 +111,19 @@ export async function sweep(texts: readonly string[]): Promise<readonly string[]
   return found;
 }
 
-/** Detaches a loop device whose server is dead, recognised by a read that fails; any other is left alone. */
-export async function detachDeadLoop(node: string): Promise<void> {
-  if (!loops().some((loop) => loop.node === node)) return;
+/** Loop devices over the hidden file of a blockd, whichever: its name is all that tells. */
+export function ourLoops(): readonly string[] {
+  return loops()
+    .filter(({ backingFile }) => backingFile.startsWith('/overlaybd-'))
+    .map(({ node }) => node);
+}
+
+/** Detaches a loop device whose server is dead, recognised by a read that fails, and tells whether it was one. */
+export async function detachDeadLoop(node: string): Promise<boolean> {
   const { code } = await runAny('dd', [`if=${node}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct']);
-  if (code !== 0) await run('losetup', ['--detach', node]);
+  if (code === 0) return false;
+  await run('losetup', ['--detach', node]);
+  return true;
 }
 
 function loops(): readonly Loop[] {

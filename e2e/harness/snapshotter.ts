@@ -2,7 +2,7 @@
 import { existsSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import path from 'node:path';
-import { detachDeadLoop } from './leaks.ts';
+import { detachDeadLoop, ourLoops } from './leaks.ts';
 import { mountTable, unmount } from './mounts.ts';
 import { Daemon } from './processes.ts';
 import { SnapshotsClient, type SnapshotsClientOptions } from './rpc-client.ts';
@@ -42,6 +42,7 @@ export class Blockd {
   readonly address: string;
   readonly #work: Workdir;
   #daemon: Daemon | null = null;
+  #isKilled = false;
 
   constructor(work: Workdir) {
     this.#work = work;
@@ -66,9 +67,11 @@ export class Blockd {
       args: ['--socket', this.address, '--run-dir', this.#work.dir('blockd')],
     });
     this.#daemon = daemon;
-    // It does not end while devices are held open.
+    const loopsBefore = ourLoops();
     this.#work.defer('blockd serves nothing', async () => {
+      // It does not end while devices are held open.
       if (daemon.exit === null) await this.#detachAll();
+      else await this.#detachDead(loopsBefore);
     });
     await daemon.ready('accepts connections', () => accepts(this.address));
   }
@@ -76,11 +79,17 @@ export class Blockd {
   /** kill -9, awaited. The kernel keeps the loop devices of a dead server, which fail every read; whoever still uses
    * them is to see that. They go with the run. */
   async kill(): Promise<void> {
-    const devices = await servedDevices(this.address);
+    this.#isKilled = true;
     await this.daemon.kill();
-    this.#work.defer('dead loop devices', async () => {
-      for (const { path: node } of devices) await detachDeadLoop(node);
-    });
+  }
+
+  /** What a server that is dead left in the kernel. Only worth a complaint if nobody asked for its death. */
+  async #detachDead(before: readonly string[]): Promise<void> {
+    const dead: string[] = [];
+    for (const node of ourLoops().filter((candidate) => !before.includes(candidate))) {
+      if (await detachDeadLoop(node)) dead.push(node);
+    }
+    if (dead.length > 0 && !this.#isKilled) throw new Error(`it died and left ${dead.join(', ')}`);
   }
 
   /** Ends what a failed run left; says so, because a good one leaves nothing. */
