@@ -1,7 +1,7 @@
 /** Decides, in the order of the contract's tables, what a Prepare or View will be: write mode, storage, mounts, and what
  * has to be made. Pure: everything it looks at is given, and its answer is stored with the row, so that a later change of
  * the configuration changes no existing snapshot. */
-import { ErrorKind, SnapshotterError } from '../base/errors.ts';
+import { ErrorKind, SnapshotterError, withContext } from '../base/errors.ts';
 import type { FsDescriptor, WritableLayerType } from '../engine/engine.ts';
 import type { Layout } from '../store/layout.ts';
 import type { RowStorage } from '../store/store.ts';
@@ -226,7 +226,12 @@ export function fileSystemOf(
 ): FsDescriptor {
   const label = labelOf(labels, Label.BlobFsType);
   if (label === undefined) return below ?? config.defaultFs;
-  const found = config.parseFs(label);
+  let found: FsDescriptor;
+  try {
+    found = config.parseFs(label);
+  } catch (error) {
+    throw withContext(`${context}: label ${Label.BlobFsType}`, error);
+  }
   // The type names a program and a kernel module.
   if (!/^[a-z0-9_]{1,16}$/.test(found.type)) {
     throw new SnapshotterError(
