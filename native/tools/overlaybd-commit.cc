@@ -36,7 +36,7 @@ struct Arguments {
 // A sealed layer's file, raw or wrapped.
 Result<std::unique_ptr<LayerReader>> openSealed(const std::string& path) {
   OBD_ASSIGN_OR_RETURN(std::unique_ptr<File> file, openLayerFile(path, false));
-  return LayerReader::open(std::move(file)).withContext(path);
+  return LayerReader::open(std::move(file));
 }
 
 Status seal(const Arguments& arguments) {
