@@ -89,7 +89,7 @@ async function run(configPath: string, logLevel: LogLevel | undefined): Promise<
     reportCaller: config.logReportCaller,
   });
   const version = packageVersion();
-  log.info({ version, pid: process.pid, node: process.version, config: configPath }, 'starts');
+  log.info({ version, node: process.version, config: configPath }, 'starts');
   for (const warning of warnings) log.warn({ warning }, 'configuration');
   process.on('SIGPIPE', () => undefined);
   for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
@@ -109,6 +109,9 @@ async function run(configPath: string, logLevel: LogLevel | undefined): Promise<
   });
   const metrics = new Metrics();
   const households: Household[] = [];
+  const rpc = new RpcServer({ onFinished: (call) => tell(call, log, metrics) });
+  // Without a listener Node would open its debugger.
+  process.on('SIGUSR1', () => log.info(stateOf(rpc, households), 'state'));
   for (const store of storesOf(config)) households.push(await openHousehold(store, config, native, version, log));
   metrics.watchStores(households.map(({ name, worker }) => ({ name, read: () => worker.stats() })));
 
@@ -118,7 +121,6 @@ async function run(configPath: string, logLevel: LogLevel | undefined): Promise<
     log.info({ store: name, ms: rounded(performance.now() - startedAt), ...worker.stats() }, 'recovered');
   }
 
-  const rpc = new RpcServer({ onFinished: (call) => tell(call, log, metrics) });
   const leave = leaver({
     rpc,
     households,
@@ -129,7 +131,6 @@ async function run(configPath: string, logLevel: LogLevel | undefined): Promise<
   });
   process.on('SIGTERM', leave);
   process.on('SIGINT', leave);
-  process.on('SIGUSR1', () => log.info(stateOf(rpc, households), 'state'));
 
   try {
     for (const { address, worker } of households) await rpc.listen(address, Snapshots, snapshotsHandlers(worker));
