@@ -87,6 +87,12 @@ Napi::Value handleToJs(Napi::Env env, std::shared_ptr<ServedDevice> device) {
                          return statsToJs(info.Env(), served.stats());
                        },
                        "stats"));
+  out.Set("isStopped", Napi::Function::New(
+                           env,
+                           [handle](const Napi::CallbackInfo& info) -> Napi::Value {
+                             return toJs(info.Env(), handle->device()->isStopped());
+                           },
+                           "isStopped"));
   out.Set("flush", promising(env, "flush", [handle](const Napi::CallbackInfo& info) {
             return startTask(info.Env(), Where::kThread, [served = handle->device()] { return served->flush(); });
           }));

@@ -1,7 +1,8 @@
 /** overlaybd.control.v1.BlockDaemon on a unix socket: shape is checked here, the registry does the work. */
 import { chmod, mkdir, rename, rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:http';
-import { connect as connectSocket, type Socket } from 'node:net';
+import { createServer as createHttp1Server } from 'node:http';
+import { createServer as createHttp2Server } from 'node:http2';
+import { connect as connectSocket, createServer as createSocketServer, type Socket } from 'node:net';
 import { dirname, isAbsolute } from 'node:path';
 import { create } from '@bufbuild/protobuf';
 import { Code, ConnectError, type ConnectRouter } from '@connectrpc/connect';
@@ -39,6 +40,11 @@ export interface ControlContext {
 
 const kNameCharsMax = 255;
 const kPathCharsMax = 4095;
+const kRequestBytesMax = 64 * 1024;
+const kConnectionsMax = 1024;
+/** How long a caller may take to read its last answer. */
+const kLastAnswersMs = 250;
+const kHttp2Preface = 'PRI * HTTP/2.0';
 
 export function routes(context: ControlContext): (router: ConnectRouter) => void {
   const { registry, log } = context;
@@ -160,26 +166,61 @@ function checkPath(field: string, value: string): void {
   }
 }
 
-/** Listens at `socketPath`: folder 0700, socket 0600, peers of another uid than root and ours are cut off.
- * FailedPrecondition when a living server has the path already. */
-export async function serveControl(socketPath: string, native: Native, context: ControlContext): Promise<Server> {
+export interface ControlServer {
+  /** Takes no new connections, lets answers under way go out, cuts what is left after a moment. */
+  close(): Promise<void>;
+}
+
+/** Listens at `socketPath`: folder 0700 if it is made here, socket 0600, peers of another uid than root and ours are cut
+ * off. HTTP/1.1 and HTTP/2 on the same socket, so that curl and gRPC both get through.
+ * FailedPrecondition when a living server has the path already.
+ * REQUIRES: a lock that no second blockd of the same path holds. */
+export async function serveControl(
+  socketPath: string,
+  native: Native,
+  context: ControlContext,
+): Promise<ControlServer> {
   await mkdir(dirname(socketPath), { recursive: true, mode: 0o700 });
   if (await answers(socketPath)) {
     throw new SnapshotterError(ErrorKind.FailedPrecondition, `${socketPath}: another blockd listens there`);
   }
-  const server = createServer(connectNodeAdapter({ routes: routes(context) }));
+  const handler = connectNodeAdapter({ routes: routes(context), readMaxBytes: kRequestBytesMax });
+  const http1 = createHttp1Server(handler);
   // Attaching a cold image may take longer than Node's default of five minutes for a whole request.
-  server.requestTimeout = 0;
-  server.on('connection', (socket: Socket) => {
-    const peer = native.peerCredentials(descriptorOf(socket));
-    if (peer.uid !== 0 && peer.uid !== process.getuid?.()) {
-      context.log.warn({ uid: peer.uid, pid: peer.pid }, 'refused a peer of another user');
+  http1.requestTimeout = 0;
+  const http2 = createHttp2Server(handler);
+  const open = new Set<Socket>();
+  const server = createSocketServer({ pauseOnConnect: false }, (socket) => {
+    open.add(socket);
+    socket.once('close', () => open.delete(socket));
+    socket.on('error', (error) => context.log.debug({ error: String(error) }, 'a connection broke'));
+    try {
+      const peer = native.peerCredentials(descriptorOf(socket));
+      if (peer.uid !== 0 && peer.uid !== process.getuid?.()) {
+        context.log.warn({ uid: peer.uid, pid: peer.pid }, 'refused a peer of another user');
+        socket.destroy();
+        return;
+      }
+    } catch (error) {
+      context.log.warn({ error: String(error) }, 'refused a peer that cannot be identified');
       socket.destroy();
+      return;
     }
+    // Whoever connects and says nothing is only watching whether we live.
+    socket.once('readable', () => {
+      const first: unknown = socket.read();
+      if (!(first instanceof Buffer)) return; // ended without a word
+      socket.unshift(first);
+      (kHttp2Preface.startsWith(first.toString('latin1', 0, kHttp2Preface.length)) ? http2 : http1).emit(
+        'connection',
+        socket,
+      );
+    });
   });
+  server.maxConnections = kConnectionsMax;
   // Bound under a private name, made private, then renamed: nobody ever meets a socket with the wrong mode, and a stale
   // one is replaced in one step.
-  const fresh = `${socketPath}.${process.pid}`;
+  const fresh = `${socketPath}.new`;
   await rm(fresh, { force: true });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
@@ -190,7 +231,17 @@ export async function serveControl(socketPath: string, native: Native, context: 
   });
   await chmod(fresh, 0o600);
   await rename(fresh, socketPath);
-  return server;
+  return {
+    close: async () => {
+      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+      http1.closeIdleConnections();
+      const cut = setTimeout(() => {
+        for (const socket of open) socket.destroy();
+      }, kLastAnswersMs);
+      await closed;
+      clearTimeout(cut);
+    },
+  };
 }
 
 function answers(socketPath: string): Promise<boolean> {

@@ -1,5 +1,5 @@
 /** The devices this process serves. Holds no decisions: opens and closes when told, says what there is. */
-import { ErrorKind, SnapshotterError, withContext } from '../base/errors.ts';
+import { ErrorKind, SnapshotterError } from '../base/errors.ts';
 import type { Native, NativeDevice } from '../engine/native.ts';
 import { fromNative } from '../engine/native-errors.ts';
 
@@ -17,6 +17,8 @@ export interface ServedDevice {
 }
 
 export interface DeviceSettings {
+  /** What the names of all devices of this run directory begin with; a counter follows. */
+  readonly namePrefix: string;
   readonly threads: number;
   readonly directIo: boolean;
   readonly runDir: string;
@@ -32,6 +34,7 @@ export class DeviceRegistry {
   readonly #native: Native;
   readonly #settings: DeviceSettings;
   readonly #slots = new Map<string, Slot>();
+  #opened = 0;
   #draining = false;
   #onEmpty: (() => void) | null = null;
 
@@ -66,8 +69,11 @@ export class DeviceRegistry {
   }
 
   /** Unknown = success. FailedPrecondition when held open and !force; the device then goes on. */
-  async detach(owner: string, id: string, force: boolean): Promise<void> {
-    const key = slotKey({ owner, id });
+  detach(owner: string, id: string, force: boolean): Promise<void> {
+    return this.#detach(slotKey({ owner, id }), force);
+  }
+
+  async #detach(key: string, force: boolean): Promise<void> {
     for (;;) {
       const slot = this.#slots.get(key);
       if (slot === undefined) return;
@@ -95,8 +101,8 @@ export class DeviceRegistry {
   async drain(force: boolean, onEmpty: () => void): Promise<number> {
     this.#draining = true;
     this.#onEmpty = onEmpty;
-    const devices = this.list('');
-    await Promise.allSettled(devices.map(({ request }) => this.detach(request.owner, request.id, force)));
+    const keys = [...this.#slots.keys()];
+    await Promise.allSettled(keys.map((key) => this.#detach(key, force)));
     this.#tellIfEmpty();
     return this.#slots.size;
   }
@@ -112,7 +118,7 @@ export class DeviceRegistry {
         directIo: this.#settings.directIo,
         sectorSizeBytes: request.sectorSizeBytes,
         threads: this.#settings.threads,
-        name: `overlaybd-${request.id}`,
+        name: `${this.#settings.namePrefix}${this.#opened++}`,
         runDir: this.#settings.runDir,
       })
       .then(
@@ -138,12 +144,15 @@ export class DeviceRegistry {
     this.#slots.set(key, { state: 'closing', closed });
     try {
       await closed;
-      this.#slots.delete(key);
-      this.#tellIfEmpty();
     } catch (error) {
-      // It still serves: a device that could not be closed must stay visible.
-      this.#slots.set(key, { state: 'serving', device });
-      throw withContext(`detach ${device.request.id}`, fromNative('stop', error));
+      // A device that still serves must stay visible; one that ended with data lost must not come back.
+      if (!device.native.isStopped()) this.#slots.set(key, { state: 'serving', device });
+      throw fromNative(`detach ${device.request.id}`, error);
+    } finally {
+      if (device.native.isStopped()) {
+        this.#slots.delete(key);
+        this.#tellIfEmpty();
+      }
     }
   }
 

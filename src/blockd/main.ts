@@ -1,5 +1,6 @@
 /** overlaybd-blockd: serves the block devices of containers, and outlives the snapshotter that asked for them. */
-import { mkdir, rm } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { mkdir, realpath, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { pino } from 'pino';
@@ -39,11 +40,18 @@ async function serve(flags: Flags): Promise<void> {
     }
   };
 
+  // Nothing we make is for others.
+  process.umask(0o077);
   await mkdir(flags.runDir, { recursive: true, mode: 0o700 });
   if (!(await native.lockFile(join(flags.runDir, 'lock')))) {
     throw new Error(`${flags.runDir}: another blockd uses this folder`);
   }
+  // The lock says that whoever served devices from this folder before is dead; what the kernel kept of them is dead too.
+  const namePrefix = await deviceNamePrefix(flags.runDir);
+  const stale = await native.releaseStaleDevices(namePrefix);
+  if (stale.length > 0) log.warn({ devices: stale }, 'released devices of a blockd that died');
   const registry = new DeviceRegistry(native, {
+    namePrefix,
     threads: flags.threads,
     directIo: flags.directIo,
     runDir: flags.runDir,
@@ -53,9 +61,7 @@ async function serve(flags: Flags): Promise<void> {
   const leave = (): void => {
     if (leaving) return;
     leaving = true;
-    server.close();
-    server.closeIdleConnections();
-    void Promise.all([notify('STOPPING=1'), rm(flags.socket, { force: true })]).finally(() => {
+    void Promise.all([notify('STOPPING=1'), rm(flags.socket, { force: true }), server.close()]).finally(() => {
       log.info('ends');
       process.exit(0);
     });
@@ -87,7 +93,7 @@ async function serve(flags: Flags): Promise<void> {
 const program = new Command('overlaybd-blockd')
   .description('Serves overlaybd images as block devices, on request over a unix socket.')
   .option('--socket <path>', 'control socket (mode 0600)', '/run/overlaybd-blockd/control.sock')
-  .option('--run-dir <path>', 'folder for transient mount points and the lock', '/run/overlaybd-blockd')
+  .option('--run-dir <path>', 'folder of the lock; one blockd per folder', '/run/overlaybd-blockd')
   .option('--threads <n>', 'request threads per device', threads, 4)
   .option('--direct-io', 'bypass the page cache for raw layer data', false)
   .addOption(
@@ -98,8 +104,17 @@ const program = new Command('overlaybd-blockd')
   .addHelpText(
     'after',
     `
-Signals: SIGTERM and SIGINT detach the devices nobody holds open and take no new ones; the process ends when no device
-is left, because the others carry file systems of running containers. SIGKILL fails their I/O.`,
+Signals:
+  SIGTERM, SIGINT  take no new devices, detach those that nobody holds open, end when none is left. Devices that are
+                   held open carry file systems of running containers: they are served on, and detaching them stays
+                   possible. Sending the signal again tries again; it never forces.
+  SIGHUP           ignored
+  SIGKILL          fails the I/O of every device that is in use
+To end at once and fail the I/O of whoever still uses a device, call Shutdown with force over the control socket.
+
+Control: overlaybd.control.v1.BlockDaemon by gRPC, gRPC-Web or Connect, e.g.
+  curl --unix-socket /run/overlaybd-blockd/control.sock -H 'content-type: application/json' -d '{}' \\
+    http://blockd/overlaybd.control.v1.BlockDaemon/ListDevices`,
   )
   .version(loadVersion())
   .action(async (flags: Flags) => {
@@ -110,6 +125,14 @@ is left, because the others carry file systems of running containers. SIGKILL fa
       process.exit(1);
     }
   });
+
+/** The same for every blockd of one folder, and different between folders. */
+async function deviceNamePrefix(runDir: string): Promise<string> {
+  const digest = createHash('sha256')
+    .update(await realpath(runDir))
+    .digest('hex');
+  return `overlaybd-${digest.slice(0, 12)}-`;
+}
 
 function loadVersion(): string {
   return loadNative(nativePath()).version;

@@ -22,7 +22,8 @@ export interface NativeDeviceStats {
   readonly errors: bigint;
 }
 
-/** A served device. `stop` is idempotent; any later call names the handle in its error. */
+/** A served device. `stop` is idempotent; any later call names the handle in its error. A handle that is dropped, and the
+ * end of the process, stop an idle device; one that is held open goes on until the process is gone. */
 export interface NativeDevice {
   readonly type: 'device';
   readonly path: string;
@@ -32,8 +33,10 @@ export interface NativeDevice {
   readonly readOnly: boolean;
   stats(): NativeDeviceStats;
   flush(): Promise<void>;
-  /** failed-precondition when held open and !force; the device then goes on. */
+  /** failed-precondition when held open and !force; the device then goes on, as after a flush that failed. */
   stop(force: boolean): Promise<void>;
+  /** True once service has ended, also when the last stop() reported that not everything became durable. */
+  isStopped(): boolean;
 }
 
 export interface NativeAttachOptions {
@@ -42,6 +45,7 @@ export interface NativeAttachOptions {
   readonly directIo: boolean;
   readonly sectorSizeBytes: number;
   readonly threads: number;
+  /** Unique on this machine, at most 63 bytes: losetup shows it, and releaseStaleDevices finds it. */
   readonly name: string;
   readonly runDir: string;
 }
@@ -72,6 +76,9 @@ export interface Native {
   sealUpper(data: string, index: string): Promise<void>;
   inspectLayer(path: string): Promise<NativeLayerInfo>;
   attachDevice(options: NativeAttachOptions): Promise<NativeDevice>;
+  /** Takes nodes whose name begins so, and whose server is dead, out of service; answers their paths. A node that is
+   * still open goes when its last holder closes it. REQUIRES: nobody serves them any more. */
+  releaseStaleDevices(namePrefix: string): Promise<readonly string[]>;
   mount(type: string, source: string, target: string, options: readonly string[]): Promise<void>;
   /** umount2 with flags 0, or MNT_DETACH. Not mounted = 'invalid-argument'. */
   unmount(target: string, detach: boolean): Promise<void>;
