@@ -74,6 +74,8 @@ export interface Layers {
   createWritable(request: CreateWritable): Promise<void>;
   /** Seals the pair in place, makes it durable and renames the data file to `sealed`. Done already = success. */
   seal(data: string, index: string, sealed: string): Promise<void>;
+  /** Moves a finished layer file to `to`, also between file systems; durable when it returns. Done already = success. */
+  adopt(from: string, to: string): Promise<void>;
   inspect(path: string): Promise<LayerInfo>;
   /** Durable, atomic (temporary file, fsync, rename, fsync of the directory). */
   writeImageConfig(path: string, config: ImageConfig): Promise<void>;

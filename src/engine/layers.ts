@@ -69,6 +69,7 @@ export function createLayers(native: Native): Layers {
   return {
     createWritable: (request) => createWritable(native, request),
     seal: (data, index, sealed) => seal({ native, sync, inspect }, data, index, sealed),
+    adopt: (from, to) => adopt({ native, sync, inspect }, from, to),
     inspect,
     writeImageConfig: async (path, config) => {
       const before = await readText(path);
@@ -218,6 +219,24 @@ async function seal(tools: SealTools, data: string, index: string, sealed: strin
     await removeFile(context, data);
   }
   await finishSeal(tools, index, sealed);
+}
+
+/** The copy is complete when it has its name, so a repetition has only the source to remove. */
+async function adopt(tools: SealTools, from: string, to: string): Promise<void> {
+  const context = `adopt ${from}`;
+  const [source, target] = [await factsOf(from), await factsOf(to)];
+  if (target === null) {
+    if (source === null) throw new SnapshotterError(ErrorKind.NotFound, `${context}: no such file`);
+    try {
+      await rename(from, to);
+    } catch (error) {
+      if (errnoName(error) !== 'EXDEV') throw fromIo(context, error);
+      await copyAcross(tools, from, to);
+    }
+  }
+  await requireSealed(tools, context, to);
+  await removeFile(context, from);
+  await tools.sync(dirname(to));
 }
 
 /** The index is of no use once the sealed file has its final name for good. */

@@ -179,6 +179,16 @@ export class MemoryEngine implements Engine {
         if (fileSystem !== undefined) this.#fileSystems.set(target, fileSystem);
         this.#fileSystems.delete(data);
       }),
+    adopt: (from, to) =>
+      this.#effect('layers.adopt', from, () => {
+        const text = this.#files.get(from) ?? this.#files.get(to);
+        if (text === undefined) throw missing(from);
+        const mounted = (path: string): boolean =>
+          this.#mounts.some((entry) => path.startsWith(`${entry.mountPoint}/`));
+        if (from.includes('/mountpoint/') && !mounted(from) && !this.#files.has(to)) throw missing(from);
+        this.#files.set(to, text);
+        this.#files.delete(from);
+      }),
     inspect: (path): Promise<LayerInfo> =>
       this.#effect('layers.inspect', path, () => {
         const text = this.#files.get(path);

@@ -40,17 +40,23 @@ function committable(scope: Scope, { name, key }: CommitRequest): SnapshotRow {
 /** What the snapshot turned out to hold. */
 async function layerOf(scope: Scope, row: SnapshotRow): Promise<LayerSource> {
   const { purpose, writable } = planOf(row);
-  if (writable !== null) return LayerSource.Writable;
-  if (purpose === Purpose.Rootfs) return LayerSource.None;
   if (purpose === Purpose.Acceleration) return LayerSource.Below;
-  const { commit: file, fs } = scope.layout.of(row.id);
-  const { engine } = scope;
+  const otherwise = writable === null ? LayerSource.None : LayerSource.Writable;
+  if (purpose === Purpose.Rootfs) return otherwise;
+  const { fs, mountPoint } = scope.layout.of(row.id);
+  const found = await isLayerDirectory(scope, `commit ${row.name ?? row.id}`, writable === null ? fs : mountPoint);
+  if (!found) return otherwise;
+  return writable === null ? LayerSource.File : LayerSource.Unpacked;
+}
+
+/** Whether what was unpacked is one overlaybd layer and not the files of one. */
+async function isLayerDirectory({ engine }: Scope, context: string, dir: string): Promise<boolean> {
+  const file = `${dir}/overlaybd.commit`;
   try {
-    if (!(await engine.files.exists(file)) || (await engine.files.listDirs(fs)).length > 0) return LayerSource.None;
-    const { kind } = await engine.layers.inspect(file);
-    return kind === 'lsmt-sealed' ? LayerSource.File : LayerSource.None;
+    if (!(await engine.files.exists(file)) || (await engine.files.listDirs(dir)).length > 0) return false;
+    return (await engine.layers.inspect(file)).kind === 'lsmt-sealed';
   } catch (error) {
-    throw withContext(`commit ${row.name ?? row.id}: look at ${file}`, error);
+    throw withContext(`${context}: look at ${file}`, error);
   }
 }
 

@@ -22,7 +22,18 @@ export interface EffectsNeed {
 }
 
 /** How a committed snapshot's layer is found: written by Commit, read by the seal. */
-export const LayerSource = { None: 'none', Writable: 'writable', File: 'file', Below: 'below' } as const;
+export const LayerSource = {
+  /** A directory layer. */
+  None: 'none',
+  /** Its own writable pair, to be sealed. */
+  Writable: 'writable',
+  /** `fs/overlaybd.commit`, as a client unpacked it. */
+  File: 'file',
+  /** The same, but unpacked into its own writable device: the file is the layer, not the device. */
+  Unpacked: 'unpacked',
+  /** Nothing of its own: the parent's layers. */
+  Below: 'below',
+} as const;
 export type LayerSource = (typeof LayerSource)[keyof typeof LayerSource];
 
 /** The plan of a committed row says also where its layer comes from. */
@@ -77,6 +88,7 @@ export class WorkerEffects implements SnapshotEffects {
       await engine.layers.seal(pair.data, pair.index, paths.sealed);
       await engine.files.removeFile(pair.index);
     }
+    if (plan.layer === LayerSource.Unpacked) await this.#adoptUnpacked(row);
     if (plan.layer !== LayerSource.None) await this.#writeSealedConfig(row, plan.layer);
     const content = await engine.files.diskUsage(paths.fs, []);
     const block =
@@ -145,6 +157,23 @@ export class WorkerEffects implements SnapshotEffects {
     await go(() => devices.attached(row.id, signal));
     if (writable.format) await go(() => devices.format(row.id));
     if (recipeOf(row).form === 'over') await go(() => devices.mounted(row.id, signal));
+  }
+
+  /** Takes the layer file out of the device it was unpacked into; the device itself is then nothing. */
+  async #adoptUnpacked(row: SnapshotRow): Promise<void> {
+    const { engine, layout, devices } = this.#need;
+    const paths = layout.of(row.id);
+    const pair = this.#pairOf(row);
+    // Without the pair the file is out already: a crash came between here and the end.
+    if (await engine.files.exists(pair.data)) {
+      if (!(await engine.files.exists(paths.commit))) {
+        await devices.mounted(row.id, neverAborted);
+        await engine.layers.adopt(`${paths.mountPoint}/overlaybd.commit`, paths.commit);
+      }
+      await this.#releasePatiently(row.id);
+      await engine.files.removeFile(pair.index);
+      await engine.files.removeFile(pair.data);
+    }
   }
 
   /** Derived from the parent's file, not from our own: so that repeating it appends nothing twice. */

@@ -95,6 +95,16 @@ const scenes: readonly Scene[] = [
     behind: true,
   },
   {
+    title: 'commit of a layer that was unpacked into a device',
+    config: { ociLayers: 'block' },
+    before: async (world) => {
+      await world.prepare('extract-1 k');
+      world.engine.addLayer(`${layout.of('1').mountPoint}/overlaybd.commit`);
+    },
+    act: (world) => world.commit('n', 'extract-1 k'),
+    behind: true,
+  },
+  {
     title: 'remove of a mounted layer',
     before: (world) => world.prepare('k', '', { ...dir, ...activePath }),
     act: (world) => world.worker.remove('k'),

@@ -85,6 +85,13 @@ export async function usage(scope: Scope, key: string): Promise<Usage> {
       await scope.background.quiet(row.id);
       row = visible(scope, 'usage', key);
     }
+    if (row.usageBytes === null) {
+      await scope.background.finish(row.id);
+      row = visible(scope, 'usage', key);
+    }
+    if (row.usageBytes === null) {
+      throw new SnapshotterError(ErrorKind.Unavailable, `usage ${key}: not measured: ${row.failure ?? 'unknown'}`);
+    }
     return { sizeBytes: row.usageBytes ?? 0n, inodes: row.usageInodes ?? 0n };
   }
   const { files } = scope.engine;

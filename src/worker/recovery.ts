@@ -2,6 +2,7 @@
  * finished or undone. Devices that running containers use are adopted as they are. Trouble with one snapshot is that
  * snapshot's failure: the daemon starts. */
 
+import type { DeviceRow } from '../store/store.ts';
 import { releaseOrphan, removeOrphanDirectories } from './cleanup.ts';
 import { isSharedDevice, ownerOfDevice, sharedDeviceOf } from './mount-recipe.ts';
 import { inBackground, type Scope } from './scope.ts';
@@ -9,8 +10,8 @@ import { inBackground, type Scope } from './scope.ts';
 export async function recover(scope: Scope): Promise<void> {
   await keepForeignIds(scope);
   await reconcileDevices(scope);
-  await releaseUnknownDevices(scope);
   await unmountStrays(scope);
+  await releaseUnknownDevices(scope);
   await takeUpIntents(scope);
   await removeOrphanDirectories(scope);
 }
@@ -25,8 +26,24 @@ async function keepForeignIds(scope: Scope): Promise<void> {
   scope.log.info({ directories: ids.length }, "the original's snapshots found; they are left alone");
 }
 
+/** One look at the world for all; only devices whose record is wrong or unfinished are taken up one by one. */
 async function reconcileDevices(scope: Scope): Promise<void> {
-  for (const { id } of scope.store.devices()) {
+  const rows = scope.store.devices();
+  if (rows.length === 0) return;
+  const bootId = await scope.devices.bootId();
+  const live = new Map((await scope.engine.devices.list()).map(({ id, device }) => [id, device]));
+  const table = await scope.engine.mounts.table();
+  const mounted = new Set(table.map(({ mountPoint, major, minor }) => `${major}:${minor} ${mountPoint}`));
+  const isTrue = ({ id, state, intent, path, major, minor, ...row }: DeviceRow): boolean => {
+    const device = live.get(id);
+    if (device === undefined || intent !== null || row.bootId !== bootId) return false;
+    if (device.path !== path || device.major !== major || device.minor !== minor) return false;
+    const { mountPoint } = scope.layout.of(ownerOfDevice(id));
+    return state === (mounted.has(`${major}:${minor} ${mountPoint}`) ? 'mounted' : 'attached');
+  };
+  for (const row of rows) {
+    const { id } = row;
+    if (isTrue(row)) continue;
     try {
       await scope.devices.reconcile(id);
     } catch (error) {

@@ -433,6 +433,27 @@ describe('Commit', () => {
     assert.ok(!world.engine.calls.some((call) => call.startsWith('devices.attach')));
   });
 
+  it('takes a layer out of the device that it was unpacked into', async () => {
+    const world = new World({ ociLayers: 'block' });
+    await world.prepare('extract-1 a');
+    world.engine.addLayer(`${layout.of('1').mountPoint}/overlaybd.commit`);
+    await world.commit('a', 'extract-1 a');
+    const child = await world.prepare('c', 'a', dev);
+    assert.equal(child.length, 1);
+    const config = JSON.parse(world.engine.text(layout.of('1').config) ?? '') as unknown;
+    const { fs, result, data, index, commit } = layout.of('1');
+    assert.deepEqual(config, { repoBlobUrl: '', lowers: [{ dir: fs }], upper: null, resultFile: result });
+    assert.deepEqual(
+      [data, index].map((path) => world.engine.text(path)),
+      [undefined, undefined],
+    );
+    assert.ok(world.engine.text(commit) !== undefined);
+    assert.deepEqual((await world.worker.stat('a')).labels, {});
+    assert.deepEqual(world.engine.state().devices, ['2']);
+    await world.removeAll();
+    assert.deepEqual(world.engine.state(), emptyState);
+  });
+
   it('takes no directory with more in it, and no other file, for a layer', async () => {
     const world = new World();
     await world.prepare('extract-1 a');
