@@ -69,7 +69,7 @@ std::shared_ptr<const LayerStack> lowerOf(int value, uint64_t size = kSize) {
 }
 
 TEST(AppendUpper, EveryAcknowledgedWriteSurvivesTheDeathOfTheProcess) {
-  const UpperFiles files = UpperFiles::create(ofKind(false));
+  const UpperFiles files = UpperFiles::create(ofKind(false, 128 << 10));
   const auto upper = files.open();
   for (int i = 1; i <= 50; ++i) {
     expectOk(upper->write(i * 1536, filled(1536, i)));
@@ -448,7 +448,8 @@ TEST(Upper, AFailedSyncIsNeverForgotten) {
 // A fixed script; at each of its writes, syncs aside, the disk is full once. Whatever fails leaves every sector old or
 // new, and the same call works once there is room again; a process that dies right then finds the same.
 TEST(Upper, AFullDiskAtAnyWriteLosesNothing) {
-  const auto lower = lowerOf(9);
+  constexpr uint64_t kSmall = 64 << 10;
+  const auto lower = lowerOf(9, kSmall);
   for (int variant = 0; variant < 3; ++variant) {
     const bool sparse = variant == 2;
     for (const auto kind : {FaultPlan::Kind::kWrite, FaultPlan::Kind::kPunch}) {
@@ -458,12 +459,12 @@ TEST(Upper, AFullDiskAtAnyWriteLosesNothing) {
           plan.kind = kind;
           plan.errnoValue = ENOSPC;
           plan.prefixBytes = prefix;
-          const UpperFiles files = UpperFiles::create(ofKind(sparse));
+          const UpperFiles files = UpperFiles::create(ofKind(sparse, kSmall));
           const OpenUpperOptions options = variant == 1 ? marking("A") : OpenUpperOptions{};
           auto upper = openUpper(std::make_unique<FaultyFile>(share(files.data), plan),
                                  std::make_unique<FaultyFile>(share(files.index), plan), options).value();
           expectOk(upper->attachLower(lower.get()));
-          std::vector<std::byte> model = filled(kSize, 9);
+          std::vector<std::byte> model = filled(kSmall, 9);
           plan.calls = 0;
           plan.failAt = at;
           bool failedOnce = false;
@@ -480,7 +481,7 @@ TEST(Upper, AFullDiskAtAnyWriteLosesNothing) {
                 const auto other = reopened ? left.open({.write = false, .bootId = "A"}) : nullptr;
                 if (other) expectOk(other->attachLower(lower.get()));
                 const std::vector<std::byte> now = readAll(other ? *other : *upper);
-                for (uint64_t i = 0; i < kSize; i += kSectorSize) {
+                for (uint64_t i = 0; i < kSmall; i += kSectorSize) {
                   if (i >= offset && i < offset + length) {
                     // A sparse write in place may have been torn within what it overwrote; never elsewhere.
                     const bool eitherOr = now[i] == model[i] || now[i] == static_cast<std::byte>(value);
