@@ -10,7 +10,7 @@ import { ErrorKind } from '../base/errors.ts';
 import type { AttachRequest, FsDescriptor, ImageConfig, LowerEntry, WritableLayerType } from './engine.ts';
 import { loadNative, nativePath } from './native.ts';
 import { createEngine, type RealEngine } from './real-engine.ts';
-import { failsAs, isGone, makeScratch, makeStand, makeTmpfs, type Stand } from './scratch.test.ts';
+import { failsAs, makeScratch, makeStand, makeTmpfs, type Stand } from './scratch.test.ts';
 
 const kFixtures = resolve(import.meta.dirname, '../../native/testdata/fixtures');
 const never = new AbortController().signal;
@@ -198,16 +198,13 @@ describe('blockd', () => {
     const { engine } = stand;
     const made = await snapshot(stand, '1', [], { type: 'append', virtualSizeBytes: 1n << 30n });
     await engine.devices.attach(made.request, never);
-    const first = await engine.blockd.status();
-    assert.ok(first !== null);
-    process.kill(first.pid, 'SIGKILL');
-    await isGone(first.pid);
+    const first = await stand.killBlockd();
     // At once: the engine may not have noticed yet.
     const again = await engine.devices.attach(made.request, never);
     assert.equal(again.sizeBytes, 1n << 30n);
     const second = await engine.blockd.status();
-    assert.notEqual(second?.pid, first.pid);
-    assert.deepEqual(stand.deaths, [first.pid]);
+    assert.notEqual(second?.pid, first);
+    assert.deepEqual(stand.deaths, [first]);
   });
 
   it('that was killed has no devices, and its death is noticed without a call', async (t) => {
@@ -215,11 +212,9 @@ describe('blockd', () => {
     const { engine } = stand;
     const made = await snapshot(stand, '1', [], { type: 'append', virtualSizeBytes: 1n << 30n });
     await engine.devices.attach(made.request, never);
-    const first = await engine.blockd.status();
-    assert.ok(first !== null);
-    process.kill(first.pid, 'SIGKILL');
+    const first = await stand.killBlockd();
     for (let i = 0; stand.deaths.length === 0 && i < 500; i++) await delay(10);
-    assert.deepEqual(stand.deaths, [first.pid]);
+    assert.deepEqual(stand.deaths, [first]);
     assert.deepEqual(await engine.devices.list(), []);
     assert.equal(await engine.devices.find('1'), null);
     await engine.devices.detach('1');

@@ -1,7 +1,8 @@
 /** The mount table and what changes it. Mounting goes through mount(2) of the addon; only what has no kernel driver of
  * its own (ntfs) goes through mount(8). Nothing here opens a file below a device we serve. */
-import { lstat, readdir, readlink } from 'node:fs/promises';
-import { setTimeout as delay } from 'node:timers/promises';
+import { readlinkSync } from 'node:fs';
+import { lstat, readdir } from 'node:fs/promises';
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises';
 import { ErrorKind, SnapshotterError } from '../base/errors.ts';
 import type { Mount } from '../worker/worker.ts';
 import type { FsDescriptor, MountEntry, Mounts } from './engine.ts';
@@ -23,7 +24,7 @@ const kSettlePaceMs = 10;
 const kMountProgramTimeoutMs = 30_000;
 /** More stacked mounts than this at one place are not ours to take apart. */
 const kStackMax = 256;
-/** Processes looked at together: each is a few microseconds of procfs on a libuv thread. */
+/** Processes looked at before other work gets its turn. */
 const kProcessBatch = 64;
 
 export function createMounts(native: Native): Mounts {
@@ -188,13 +189,14 @@ function overlayUses(option: string, dir: string): boolean {
   return (match?.[1] ?? '').split(':').some((path) => path !== '' && isAtOrBelow(path, dir));
 }
 
-/** One process for each (mount namespace, root directory) other than our own. The root counts because a table shows
- * only what can be reached from it. Processes come and go while we look; those that vanish hold nothing. */
+/** One process for each (mount namespace, root directory) other than our own namespace. The root counts because a table
+ * shows only what can be reached from it. Processes come and go while we look; those that vanish hold nothing.
+ * These links are made up by the kernel on the spot, a few microseconds each and never any I/O: fetching them through
+ * the thread pool would cost ten times as much. */
 async function otherNamespaces(): Promise<readonly string[]> {
-  const viewOf = async (pid: string): Promise<string | null> => {
+  const link = (path: string): string | null => {
     try {
-      const [namespace, root] = await Promise.all([readlink(`/proc/${pid}/ns/mnt`), readlink(`/proc/${pid}/root`)]);
-      return `${namespace} ${root}`;
+      return readlinkSync(path);
     } catch {
       return null;
     }
@@ -205,18 +207,15 @@ async function otherNamespaces(): Promise<readonly string[]> {
   } catch (error) {
     throw fromIo('list processes', error);
   }
-  const own = await viewOf('self');
-  // In our own namespace another root shows a part of our table only.
-  const ownNamespace = own?.split(' ', 1)[0];
+  const own = link('/proc/self/ns/mnt');
   const found = new Map<string, string>();
-  for (let first = 0; first < pids.length; first += kProcessBatch) {
-    const batch = pids.slice(first, first + kProcessBatch);
-    const views = await Promise.all(batch.map(viewOf));
-    for (const [i, view] of views.entries()) {
-      const pid = batch[i];
-      if (view === null || pid === undefined || view.split(' ', 1)[0] === ownNamespace) continue;
-      if (!found.has(view)) found.set(view, pid);
-    }
+  for (const [i, pid] of pids.entries()) {
+    if (i % kProcessBatch === kProcessBatch - 1) await nextTurn();
+    const namespace = link(`/proc/${pid}/ns/mnt`);
+    // In our own namespace another root shows a part of our table only.
+    if (namespace === null || namespace === own) continue;
+    const view = `${namespace} ${link(`/proc/${pid}/root`) ?? ''}`;
+    if (!found.has(view)) found.set(view, pid);
   }
   return [...found.values()];
 }

@@ -1,7 +1,7 @@
 /** Places for tests on the real world: a directory on the disk of the checkout, a small tmpfs, a blockd of one's own.
  * Whatever a test leaves is taken away at its end, also when it fails. */
-import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -55,29 +55,43 @@ export interface Stand {
   readonly deaths: number[];
   /** Another engine on the same blockd. */
   another(owner: string): RealEngine;
+  /** kill -9 of the blockd that answers; its pid. */
+  killBlockd(): Promise<number>;
 }
 
 /** An engine whose blockd is started on first use and ended, devices and all, with the test. */
 export function makeStand(t: TestContext, place: (t: TestContext) => string = makeScratch): Stand {
   const deaths: number[] = [];
   const engines: RealEngine[] = [];
+  /** Loop devices whose server was killed stay bound to a file that fails. */
+  const dead: string[] = [];
   const run = makeScratch(t, async () => {
     for (const engine of engines) await endBlockd(engine);
-    freeLoopsOf(run);
+    // One that lost the race for the start may still be on its way up.
+    for (const pid of processesThatName(socketPath)) await endProcess(pid);
+    for (const node of dead) freeDeadLoop(node);
   });
   const dir = place === makeScratch ? run : place(t);
   const socketPath = join(run, 'blockd.sock');
   const make = (owner: string, events: BlockdEvents): RealEngine => {
     const native = loadNative(nativePath());
     const main = resolve(import.meta.dirname, '../blockd/main.ts');
-    const args = [main, '--socket', socketPath, '--run-dir', join(run, 'run')];
-    const spawn = { program: process.execPath, args, logFile: join(run, 'blockd.log') };
+    // Daemons see nothing of our environment; this one is to load the addon that we test.
+    const args = [`OVERLAYBD_ADDON=${nativePath()}`, process.execPath, main, '--socket', socketPath];
+    const spawn = { program: 'env', args: [...args, '--run-dir', join(run, 'run')], logFile: join(run, 'blockd.log') };
     const engine = createEngine({ native, owner, blockd: { socketPath, spawn, version: native.version }, events });
     engines.push(engine);
     return engine;
   };
   const engine = make('test', { onDeath: (pid) => deaths.push(pid) });
-  return { dir, engine, deaths, another: (owner) => make(owner, {}) };
+  const killBlockd = async (): Promise<number> => {
+    const running = await engine.blockd.ensureRunning();
+    dead.push(...(await engine.devices.list()).map(({ device }) => device.path));
+    process.kill(running.pid, 'SIGKILL');
+    await isGone(running.pid);
+    return running.pid;
+  };
+  return { dir, engine, deaths, another: (owner) => make(owner, {}), killBlockd };
 }
 
 async function endBlockd(engine: RealEngine): Promise<void> {
@@ -87,10 +101,38 @@ async function endBlockd(engine: RealEngine): Promise<void> {
   await engine.blockd.client.shutdown({ force: true }, { timeoutMs: 10_000 }).catch(() => {
     // Killed below.
   });
-  if (!(await isGone(running.pid, 5_000))) {
-    process.kill(running.pid, 'SIGKILL');
-    await isGone(running.pid, 5_000);
+  if (!(await isGone(running.pid))) await endProcess(running.pid);
+}
+
+/** The next blockd may have released it already, and the number may be somebody's again: only one that fails is freed. */
+function freeDeadLoop(node: string): void {
+  try {
+    execFileSync('dd', [`if=${node}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct'], { stdio: 'ignore' });
+  } catch {
+    spawnSync('losetup', ['-d', node]);
   }
+}
+
+function processesThatName(text: string): readonly number[] {
+  const named = (pid: string): boolean => {
+    try {
+      return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(text);
+    } catch {
+      return false;
+    }
+  };
+  return readdirSync('/proc')
+    .filter((name) => /^[0-9]+$/.test(name) && name !== String(process.pid) && named(name))
+    .map(Number);
+}
+
+async function endProcess(pid: number): Promise<void> {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    return;
+  }
+  await isGone(pid);
 }
 
 /** True once the process has ended (a zombie has: its parent is just slow to notice). */
@@ -104,16 +146,6 @@ export async function isGone(pid: number, timeoutMs = 5_000): Promise<boolean> {
     }
     if (performance.now() > deadline) return false;
     await delay(10);
-  }
-}
-
-/** Loop devices whose server was killed stay bound to a dead file below the run directory. */
-function freeLoopsOf(dir: string): void {
-  for (const name of readdirSync('/sys/block').filter((entry) => entry.startsWith('loop'))) {
-    const backing = `/sys/block/${name}/loop/backing_file`;
-    if (existsSync(backing) && readFileSync(backing, 'utf8').includes(dir)) {
-      execFileSync('losetup', ['-d', `/dev/${name}`]);
-    }
   }
 }
 
