@@ -220,7 +220,8 @@ async function makeImage(narrator: Narrator, parts: Parts): Promise<string> {
   const image = await narrator.step('redis out of Debian packages, as an OCI image', async () => {
     const made = await redisImage();
     const sizes = readManifest(made).layers.map((layer) => bytes(layer.size));
-    narrator.fact(`${sizes.length} layers: ${sizes.join(', ')} (${path.relative(repository, made.layout)})`);
+    const origin = made.isNew ? 'downloaded and packed' : 'kept from an earlier run';
+    narrator.fact(`${sizes.length} layers: ${sizes.join(', ')}; ${origin}, ${path.relative(repository, made.layout)}`);
     return made;
   });
   const reference = await narrator.step('push', async () => {

@@ -36,14 +36,12 @@ export class Narrator {
 
   /** A fact about the step that runs, or about the last one. */
   fact(text: string): void {
-    const line = `      ${this.#paint('dim', text)}`;
-    if (this.#facts === null) this.#line(line);
-    else this.#facts.push(line);
+    this.#fact(this.#paint('dim', text));
   }
 
   /** A command as a person would type it. */
   command(args: readonly string[]): void {
-    this.fact(`${this.#paint('cyan', '$')} ${args.map(quoted).join(' ')}`);
+    this.#fact(`${this.#paint('cyan', '$')} ${this.#paint('dim', args.map(quoted).join(' '))}`);
   }
 
   /** Runs one step and prints its duration, also when it fails. */
@@ -91,6 +89,12 @@ export class Narrator {
     if (this.#screen.isTty) this.#screen.write('\r\x1b[2K');
     this.#line(`  ${this.#paint(color, mark)} ${text} ${this.#paint('dim', dots)} ${took}`);
     for (const fact of facts) this.#line(fact);
+  }
+
+  #fact(painted: string): void {
+    const line = `      ${painted}`;
+    if (this.#facts === null) this.#line(line);
+    else this.#facts.push(line);
   }
 
   #line(text: string): void {

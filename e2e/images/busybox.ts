@@ -3,7 +3,7 @@
 import { chmodSync, copyFileSync, linkSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { run } from '../harness/processes.ts';
-import { cached, type Image, recipeKey, writeImage } from './oci.ts';
+import { type CachedImage, cached, recipeKey, writeImage } from './oci.ts';
 
 /** What is to be seen in `/` of the image beside the busybox root: path to content, null = must not exist. */
 export const busyboxContents: Readonly<Record<string, string | null>> = {
@@ -20,7 +20,7 @@ export const busyboxContents: Readonly<Record<string, string | null>> = {
 };
 
 /** Three layers: base with files to lose; whiteouts, an opaque directory, links, a set-uid file; one file replaced. */
-export function busyboxImage(): Promise<Image> {
+export function busyboxImage(): Promise<CachedImage> {
   const sources = ['oci.ts', 'busybox.ts'].map((file) => path.join(import.meta.dirname, file));
   return cached(recipeKey('busybox', sources), async (layout, scratch) => {
     const [one, two, three] = ['one', 'two', 'three'].map((name) => path.join(scratch, name)) as [

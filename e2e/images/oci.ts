@@ -55,6 +55,11 @@ export interface Image {
   readonly layout: string;
 }
 
+export interface CachedImage extends Image {
+  /** False when an earlier run had built it. */
+  readonly isNew: boolean;
+}
+
 /** A name made of the sources an image is built from; a change of any gives another. */
 export function recipeKey(name: string, sources: readonly string[]): string {
   const hash = createHash('sha256');
@@ -63,9 +68,13 @@ export function recipeKey(name: string, sources: readonly string[]): string {
 }
 
 /** The image of that key from the cache, or built into it. Complete or absent, never half made. */
-export async function cached(key: string, build: (layout: string, scratch: string) => Promise<void>): Promise<Image> {
+export async function cached(
+  key: string,
+  build: (layout: string, scratch: string) => Promise<void>,
+): Promise<CachedImage> {
   const final = path.join(cacheDir, key);
-  if (statSync(final, { throwIfNoEntry: false }) === undefined) {
+  const isNew = statSync(final, { throwIfNoEntry: false }) === undefined;
+  if (isNew) {
     const scratch = path.join(cacheDir, `.${key}.${process.pid}`);
     rmSync(scratch, { recursive: true, force: true });
     mkdirSync(scratch, { recursive: true });
@@ -82,7 +91,7 @@ export async function cached(key: string, build: (layout: string, scratch: strin
       rmSync(scratch, { recursive: true, force: true });
     }
   }
-  return { layout: final };
+  return { layout: final, isNew };
 }
 
 /** Writes the image as an OCI layout into a new directory. */

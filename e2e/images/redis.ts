@@ -7,7 +7,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { makeBase } from './busybox.ts';
 import { downloadWithLibraries, missingLibraries, type Package, unpack } from './debian.ts';
-import { cached, type Image, recipeKey, writeImage } from './oci.ts';
+import { type CachedImage, cached, recipeKey, writeImage } from './oci.ts';
 
 const baseNames = ['libc6', 'libgcc-s1', 'libstdc++6', 'libcrypt1'];
 
@@ -28,7 +28,7 @@ daemonize no
 logfile ""
 `;
 
-export function redisImage(): Promise<Image> {
+export function redisImage(): Promise<CachedImage> {
   const sources = ['oci.ts', 'debian.ts', 'redis.ts', 'busybox.ts'].map((file) => path.join(import.meta.dirname, file));
   return cached(recipeKey('redis', sources), async (layout, scratch) => {
     const packages = await downloadWithLibraries(['redis-server', 'redis-tools', ...baseNames]);
