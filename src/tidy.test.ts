@@ -157,7 +157,7 @@ describe('TypeScript', () => {
     {
       what: 'timers',
       pattern: /(?<![.\w])set(Timeout|Interval)\s*\(/,
-      files: /^(main|rpc\/server|base\/systemd|blockd\/(main|devices)|engine\/(io-errors|programs))\.ts$/,
+      files: /^(main|rpc\/server|base\/systemd|blockd\/(main|control-service)|engine\/(io-errors|programs))\.ts$/,
     },
     { what: 'the process’s end', pattern: /\bprocess\.exit\s*\(/, files: /^(main|blockd\/main|cli\/main)\.ts$/ },
     // Times that clients see come from the Clock; the one here is compared with the age of a file.
