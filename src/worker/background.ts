@@ -129,6 +129,8 @@ export class Background {
   #labelsAt(row: SnapshotRow, state: string): Readonly<Record<string, string>> {
     if (row.kind !== 'committed' || committedPlanOf(row).layer !== LayerSource.Writable) return row.labels;
     if (state === 'faulty') return without(row.labels, Label.LocalCommitPath);
+    // Given at Commit, and possibly dropped by the client since: only what a failure took away is given back.
+    if (row.state !== 'faulty') return row.labels;
     return withLabel(row.labels, Label.LocalCommitPath, this.#layout.of(row.id).sealed);
   }
 }

@@ -8,7 +8,15 @@ import { type CommittedPlan, LayerSource, planOf } from './effects.ts';
 import { acceptLabels, Label, withLabel, without } from './labels.ts';
 import { fileSystemOf } from './plan.ts';
 import { checkName } from './prepare.ts';
-import { failedPrecondition, inBackground, inTransaction, isHeld, notFound, type Scope } from './scope.ts';
+import {
+  failedPrecondition,
+  inBackground,
+  inTransaction,
+  isHeld,
+  isHeldByContainer,
+  notFound,
+  type Scope,
+} from './scope.ts';
 import { chainOf, Purpose } from './storage-kind.ts';
 import type { CommitRequest } from './worker.ts';
 
@@ -60,11 +68,13 @@ async function isLayerDirectory({ engine }: Scope, context: string, dir: string)
   }
 }
 
-/** Clients unmount lazily right before Commit: waits for the last of them, then refuses with nothing changed. */
+/** Clients unmount lazily right before Commit: waits for the last of them. One that stays loses the device to the seal;
+ * only a container that still runs on it makes Commit refuse, with nothing changed. */
 async function refuseWhileHeld(scope: Scope, context: string, row: SnapshotRow): Promise<void> {
   for (let waitedMs = 0; await isHeld(scope, context, row.id); waitedMs += limits.busyStepMs) {
     if (waitedMs >= limits.busyWaitMs) {
-      throw failedPrecondition(`${context}: the device of snapshot ${row.id} is still in use; unmount it first`);
+      if (!(await isHeldByContainer(scope, context, row.id))) return;
+      throw failedPrecondition(`${context}: the device of snapshot ${row.id} is in use by a container; stop it first`);
     }
     await scope.pause(limits.busyStepMs);
   }

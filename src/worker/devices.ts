@@ -65,6 +65,38 @@ export class DevicePool {
     return this.#lines.run(id, () => this.#takeDown(id));
   }
 
+  /** Takes a device from clients that have it mounted beside us: its image is then as after an unmount, and their further
+   * I/O fails. FailedPrecondition when a container, or somebody who did not mount it, holds it: those are never cut off. */
+  sever(id: string): Promise<void> {
+    return this.#lines.run(id, async () => {
+      const { engine } = this.#need;
+      const mountPoint = this.#mountPoint(id);
+      const reality = await this.#look(id);
+      if (reality !== DeviceReality.Absent) {
+        await this.#refuseStrangers(id, mountPoint);
+        // Freezing needs a mount of ours: it joins the super block of the clients'.
+        if (reality === DeviceReality.Attached) await this.#step(id, 'MOUNT');
+        await engine.mounts.freeze(mountPoint);
+        try {
+          await engine.devices.sever(id);
+        } finally {
+          await engine.mounts.thaw(mountPoint);
+        }
+        await this.#look(id);
+      }
+      await engine.mounts.unmount(mountPoint);
+    });
+  }
+
+  async #refuseStrangers(id: string, mountPoint: string): Promise<void> {
+    const { engine } = this.#need;
+    const device = await engine.devices.find(id);
+    if (device === null) return;
+    const mounted = await engine.mounts.isHeldElsewhere(device, mountPoint);
+    if (mounted && !(await engine.mounts.isHeldInOtherNamespace(device, mountPoint))) return;
+    throw new SnapshotterError(ErrorKind.FailedPrecondition, `device ${id} is still in use`);
+  }
+
   /** Takes a shared device down when no snapshot but `except` stands on it. Busy is left alone. */
   releaseIfIdle(id: string, except: string): Promise<void> {
     return this.#lines.run(id, async () => {
@@ -83,6 +115,14 @@ export class DevicePool {
     const device = await this.#need.engine.devices.find(id);
     if (device === null) return false;
     return this.#need.engine.mounts.isHeldElsewhere(device, this.#mountPoint(id));
+  }
+
+  /** Whether a container holds the device of this id. */
+  async isHeldByContainer(id: string): Promise<boolean> {
+    if (this.#need.store.device(id) === null) return false;
+    const device = await this.#need.engine.devices.find(id);
+    if (device === null) return false;
+    return this.#need.engine.mounts.isHeldInOtherNamespace(device, this.#mountPoint(id));
   }
 
   /** Brings the record of a device in line with the world; a device that is gone is forgotten. */

@@ -83,7 +83,7 @@ export class WorkerEffects implements SnapshotEffects {
     const plan = committedPlanOf(row);
     const paths = layout.of(id);
     if (plan.layer === LayerSource.Writable) {
-      await this.#releasePatiently(id);
+      await this.#takeForGood(id);
       const pair = this.#pairOf(row);
       await engine.layers.seal(pair.data, pair.index, paths.sealed);
       await engine.files.removeFile(pair.index);
@@ -224,6 +224,17 @@ export class WorkerEffects implements SnapshotEffects {
   }
 
   /** A client may still be on its way out after Commit: bounded, then the snapshot is faulty and tried again when needed. */
+  /** A committed snapshot is nobody's any more: a client that still has it mounted keeps a dead mount. */
+  async #takeForGood(id: string): Promise<void> {
+    try {
+      await this.#need.devices.release(id);
+    } catch (error) {
+      if (!(error instanceof SnapshotterError) || error.kind !== ErrorKind.FailedPrecondition) throw error;
+      // Commit has waited for those on their way out.
+      await this.#need.devices.sever(id);
+    }
+  }
+
   async #releasePatiently(id: string): Promise<void> {
     for (let tries = 1; ; tries += 1) {
       try {

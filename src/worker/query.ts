@@ -2,6 +2,7 @@
 import { ErrorKind, SnapshotterError, withContext } from '../base/errors.ts';
 import type { SnapshotRow } from '../store/store.ts';
 import { limits } from './config.ts';
+import { committedPlanOf, LayerSource } from './effects.ts';
 import { acceptLabels, Label, labelOf, withLabel } from './labels.ts';
 import { inTransaction, isVisible, type Scope, visible } from './scope.ts';
 import type { Labels, SnapshotFilter, SnapshotInfo, UpdateRequest, Usage } from './worker.ts';
@@ -50,16 +51,16 @@ export function update(scope: Scope, { name, labels, paths }: UpdateRequest): Sn
   const given = acceptLabels(context, labels);
   return inTransaction(scope, context, () => {
     const row = visible(scope, 'update', name);
-    const next = masked(context, row.labels, given, paths);
+    // Clients may drop the label that only we give, or ask for it again; its value is never theirs.
+    const sealed = labelOf(labels, Label.LocalCommitPath) === undefined ? '' : sealedPath(scope, row);
+    const next = masked(context, row.labels, withLabel(given, Label.LocalCommitPath, sealed), paths);
     return infoOf(scope.store.changeSnapshot(row.id, { labels: next, updatedAt: scope.clock.now() }));
   });
 }
 
 const keyed = 'labels.';
 
-/** The label that only we give stays what it is, whatever the mask says (acceptLabels has dropped the client's). */
 function masked(context: string, old: Labels, given: Labels, paths: readonly string[]): Labels {
-  const ours = labelOf(old, Label.LocalCommitPath) ?? '';
   const invalid = paths.find((path) => path !== 'labels' && !path.startsWith(keyed));
   if (invalid !== undefined) {
     throw new SnapshotterError(
@@ -67,13 +68,20 @@ function masked(context: string, old: Labels, given: Labels, paths: readonly str
       `${context}: cannot update ${JSON.stringify(invalid)}: only labels change`,
     );
   }
-  if (paths.length === 0 || paths.includes('labels')) return withLabel(given, Label.LocalCommitPath, ours);
+  if (paths.length === 0 || paths.includes('labels')) return given;
   let next = old;
   for (const path of paths) {
     const key = path.slice(keyed.length);
-    if (key !== Label.LocalCommitPath) next = withLabel(next, key, labelOf(given, key) ?? '');
+    next = withLabel(next, key, labelOf(given, key) ?? '');
   }
   return next;
+}
+
+/** What localcommitpath says of a snapshot; '' = it has none. */
+function sealedPath(scope: Scope, row: SnapshotRow): string {
+  const isOurs =
+    row.kind === 'committed' && row.state !== 'faulty' && committedPlanOf(row).layer === LayerSource.Writable;
+  return isOurs ? scope.layout.of(row.id).sealed : '';
 }
 
 /** Of this snapshot alone. Fixed at Commit: measured once, behind it. */

@@ -82,6 +82,14 @@ export async function isHeld(scope: Scope, context: string, device: string): Pro
   }
 }
 
+export async function isHeldByContainer(scope: Scope, context: string, device: string): Promise<boolean> {
+  try {
+    return await scope.devices.isHeldByContainer(device);
+  } catch (error) {
+    throw withContext(`${context}: look at device ${device}`, error);
+  }
+}
+
 /** Starts background work that nobody waits for here. Its own failures are logged by it. */
 export function inBackground(scope: Scope, id: string): void {
   scope.background

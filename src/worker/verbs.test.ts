@@ -681,7 +681,7 @@ describe('Update', () => {
     await assert.rejects(world.worker.update({ name: 'none', labels: {}, paths: [] }), isKind(ErrorKind.NotFound));
   });
 
-  it('leaves alone the label that only we give', async () => {
+  it('lets nobody write the label that only we give', async () => {
     const world = new World();
     await world.blockLayer('n');
     const path = layout.of('1').sealed;
@@ -690,6 +690,11 @@ describe('Update', () => {
       const info = await world.worker.update({ name: 'n', labels: lie, paths });
       assert.equal(info.labels[localCommitPath], path);
     }
+    // A replacement is a replacement; what was dropped can be had back.
+    const dropped = await world.worker.update({ name: 'n', labels: { l: '1' }, paths: [] });
+    assert.deepEqual(dropped.labels, { l: '1' });
+    const again = await world.worker.update({ name: 'n', labels: lie, paths: [`labels.${localCommitPath}`] });
+    assert.deepEqual(again.labels, { l: '1', [localCommitPath]: path });
     await world.prepare('k');
     assert.deepEqual((await world.worker.update({ name: 'k', labels: lie, paths: [] })).labels, { l: '1' });
   });
