@@ -1,5 +1,6 @@
 /** The `overlaybd` command for people. What programs execute (overlaybd-commit and its kin) is C++, in native/tools. */
 import { Command } from 'commander';
+import { kDefaultConfigPath, loadConfig, storesOf } from '../base/config.ts';
 import { SnapshotterError } from '../base/errors.ts';
 import { createHostProcess } from '../engine/host-process.ts';
 import { loadNative, nativePath } from '../engine/native.ts';
@@ -98,6 +99,23 @@ program
     write(
       `${file}: ${info.kind}${wrapped.length > 0 ? ` in ${wrapped.join(' in ')}` : ''}, virtual size ${size(info.virtualSizeBytes)}`,
     );
+  });
+
+program
+  .command('config')
+  .description("look at the snapshotter's configuration")
+  .command('check [file]')
+  .description(`say what overlaybd-snapshotter would make of a file (default: ${kDefaultConfigPath})`)
+  .option('--json', 'print every key with its value, defaults included', false)
+  .action(async (file: string | undefined, flags: { readonly json: boolean }) => {
+    const { config, warnings } = await loadConfig(file ?? kDefaultConfigPath);
+    for (const warning of warnings) process.stderr.write(`overlaybd: ${warning}\n`);
+    if (flags.json) {
+      write(JSON.stringify(config, null, 2));
+      return;
+    }
+    const rows = storesOf(config).map((store) => [store.name, store.address, store.root]);
+    write(table([['STORE', 'ADDRESS', 'ROOT'], ...rows]));
   });
 
 try {
