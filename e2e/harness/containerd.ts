@@ -1,5 +1,5 @@
 /** Debian's containerd with everything private: root, state, socket, namespace. It never meets the system's own. */
-import { readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { Daemon, type RunOptions, type RunResult, run, runAny } from './processes.ts';
 import type { Workdir } from './workdir.ts';
@@ -43,6 +43,10 @@ export class Containerd {
     return containerd;
   }
 
+  get #tasksDir(): string {
+    return this.#work.dir('containerd', 'state', 'io.containerd.runtime.v2.task');
+  }
+
   get daemon(): Daemon {
     if (this.#daemon === null) throw new Error('containerd was not started');
     return this.#daemon;
@@ -56,7 +60,10 @@ export class Containerd {
       args: ['--config', this.#configPath],
     });
     // Shims outlive containerd on purpose; containers go first at the end of a run.
-    this.#work.defer('delete containers', () => this.deleteContainers());
+    this.#work.defer('delete containers', async () => {
+      await this.deleteContainers();
+      this.#removeRuncDirs();
+    });
     await this.#daemon.ready('answers', async () => (await runAny('ctr', this.#args(['version']))).code === 0, {
       intervalMs: 50,
     });
@@ -105,10 +112,18 @@ export class Containerd {
 
   /** `<namespace>/<container>` of every task that was not deleted. */
   bundles(): readonly string[] {
-    const dir = this.#work.dir('containerd', 'state', 'io.containerd.runtime.v2.task');
-    return readdirSync(dir).flatMap((namespace) =>
-      readdirSync(path.join(dir, namespace)).map((id) => `${namespace}/${id}`),
+    return readdirSync(this.#tasksDir).flatMap((namespace) =>
+      readdirSync(path.join(this.#tasksDir, namespace)).map((id) => `${namespace}/${id}`),
     );
+  }
+
+  /** The runtime keeps a directory per namespace outside of containerd's own, and never removes it. */
+  #removeRuncDirs(): void {
+    for (const namespace of readdirSync(this.#tasksDir)) {
+      const dir = path.join('/run/containerd/runc', namespace);
+      // Not empty = a container is left: rmdir fails, and says so.
+      if (existsSync(dir)) rmdirSync(dir);
+    }
   }
 
   #args(args: readonly string[], namespace = this.namespace): readonly string[] {

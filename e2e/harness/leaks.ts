@@ -23,12 +23,13 @@ const kinds = ['mounts', 'loops', 'fuseConnections', 'processes', 'runtimeFiles'
 const ourPrograms =
   /(^|[/ ])(overlaybd-[a-z]+|containerd(-shim[a-z0-9-]*)?|docker-registry|runc|redis-server|qemu-storage-daemon|fio)( |$)|build\/js\/(main|blockd\/main)\.js/;
 
+/** Files below these count, and so does each directory the runtime makes for a namespace. */
 const runtimeDirs = [
-  '/run/overlaybd',
+  '/run/overlaybd-blockd',
   '/run/overlaybd-snapshotter',
   '/run/containerd/s',
-  '/run/containerd/runc',
   '/run/containerd/fifo',
+  '/run/containerd/runc',
 ];
 
 interface Loop {
@@ -169,7 +170,7 @@ function processes(): readonly Process[] {
 function filesBelow(dir: string): readonly string[] {
   if (!existsSync(dir)) return [];
   return readdirSync(dir, { recursive: true, withFileTypes: true })
-    .filter((entry) => !entry.isDirectory())
+    .filter((entry) => !entry.isDirectory() || dir.endsWith('/runc'))
     .map((entry) => path.join(entry.parentPath, entry.name));
 }
 
