@@ -12,44 +12,60 @@ namespace {
 
 constexpr napi_type_tag kDeviceTag = {0x6f7665726c617962, 0x642d646576696365};
 
-// The devices of one JavaScript environment that have not been stopped, so that its end can see to them.
+// The devices of one JavaScript environment that have not been stopped, so that its end can see to them. Locked.
 class LiveDevices final {
  public:
   void add(const std::shared_ptr<ServedDevice>& device) {
-    std::erase_if(devices_, [](const auto& weak) { return weak.expired(); });
+    const std::lock_guard lock(mutex_);
+    std::erase_if(devices_, [](const auto& known) { return known->isStopped(); });
     devices_.push_back(device);
   }
+  void remove(const std::shared_ptr<ServedDevice>& device) {
+    const std::lock_guard lock(mutex_);
+    std::erase(devices_, device);
+  }
   void abandonAll() {
-    for (const auto& weak : devices_) {
-      if (const auto device = weak.lock()) device->abandon();
+    std::vector<std::shared_ptr<ServedDevice>> devices;
+    {
+      const std::lock_guard lock(mutex_);
+      devices.swap(devices_);
     }
-    devices_.clear();
+    for (const auto& device : devices) device->abandon();
   }
 
  private:
-  std::vector<std::weak_ptr<ServedDevice>> devices_;  // JavaScript thread only
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<ServedDevice>> devices_;
 };
 
 // What the functions of one handle share. Goes when the last of them is collected.
 class Handle final {
  public:
-  explicit Handle(std::shared_ptr<ServedDevice> device) : device_(std::move(device)) {}
+  Handle(std::shared_ptr<ServedDevice> device, std::shared_ptr<LiveDevices> live)
+      : device_(std::move(device)), live_(std::move(live)) {}
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   ~Handle() {
-    if (device_->isStopped()) return;
-    // Stopping waits for the kernel: not on the thread that collects garbage.
+    if (device_->isStopped()) {
+      live_->remove(device_);
+      return;
+    }
+    // Stopping waits for the kernel: not on the thread that collects garbage. Should the environment end meanwhile, its
+    // clean-up finds the device among the live ones and waits for the same stop.
     try {
-      std::thread([device = std::move(device_)] { device->abandon(); }).detach();
+      std::thread([device = device_, live = live_] {
+        device->abandon();
+        live->remove(device);
+      }).detach();
     } catch (const std::system_error&) {
-      // Without a thread the device goes on until the process ends.
-      new std::shared_ptr<ServedDevice>(std::move(device_));
+      // Without a thread the device goes on until the environment ends.
     }
   }
   const std::shared_ptr<ServedDevice>& device() const { return device_; }
 
  private:
-  std::shared_ptr<ServedDevice> device_;
+  const std::shared_ptr<ServedDevice> device_;
+  const std::shared_ptr<LiveDevices> live_;
 };
 
 Napi::Value statsToJs(Napi::Env env, const BlockTargetStats& stats) {
@@ -66,8 +82,10 @@ Napi::Value statsToJs(Napi::Env env, const BlockTargetStats& stats) {
 }
 
 // The functions are bound to the device, not to `this`: no object of another type can reach it.
-Napi::Value handleToJs(Napi::Env env, std::shared_ptr<ServedDevice> device) {
-  const auto handle = std::make_shared<Handle>(device);
+Napi::Value handleToJs(Napi::Env env, const std::shared_ptr<ServedDevice>& device,
+                       const std::shared_ptr<LiveDevices>& live) {
+  live->add(device);
+  const auto handle = std::make_shared<Handle>(device, live);
   Napi::Object out = Napi::Object::New(env);
   out.TypeTag(&kDeviceTag);
   out.Set("type", "device");
@@ -109,7 +127,7 @@ Napi::Value handleToJs(Napi::Env env, std::shared_ptr<ServedDevice> device) {
 
 void addDevices(Napi::Env env, Napi::Object exports) {
   const auto live = std::make_shared<LiveDevices>();
-  // An orderly end of the process, too: idle devices are detached, those in use end with the process itself.
+  // Not at process.exit, nor at a crash: there the devices end with the process.
   env.AddCleanupHook([live] { live->abandonAll(); });
 
   exports.Set("attachDevice", promising(env, "attachDevice", [live](const Napi::CallbackInfo& info) {
@@ -125,8 +143,7 @@ void addDevices(Napi::Env env, Napi::Object exports) {
                 return Task<std::shared_ptr<ServedDevice>>::start(
                     info.Env(), Where::kThread, [options] { return ServedDevice::attach(options); },
                     [live](Napi::Env there, std::shared_ptr<ServedDevice>& device) {
-                      live->add(device);
-                      return handleToJs(there, std::move(device));
+                      return handleToJs(there, device, live);
                     });
               }));
   exports.Set("releaseStaleDevices", promising(env, "releaseStaleDevices", [](const Napi::CallbackInfo& info) {

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "base/own-fd.h"
 #include "device/loop-fuse-target.h"
 #include "image/image.h"
 
@@ -21,6 +22,7 @@ struct AttachOptions {
 class ServedDevice final : public std::enable_shared_from_this<ServedDevice> {
  public:
   // Opens the image and serves it. The reason of a failure is also in the config's resultFile.
+  // failedPrecondition when another device, of any process, has the writable layer in use.
   static Result<std::shared_ptr<ServedDevice>> attach(const AttachOptions& options);
 
   const LoopFuseTarget& target() const { return *target_; }
@@ -38,9 +40,10 @@ class ServedDevice final : public std::enable_shared_from_this<ServedDevice> {
   void abandon();
 
  private:
-  ServedDevice(std::unique_ptr<Image> image, std::unique_ptr<LoopFuseTarget> target);
+  ServedDevice(OwnFd upperLock, std::unique_ptr<Image> image, std::unique_ptr<LoopFuseTarget> target);
 
   std::mutex closing_;
+  OwnFd upperLock_;  // the writable layer's data file, locked; invalid for read-only devices
   std::unique_ptr<Image> image_;  // outlives target_
   std::unique_ptr<LoopFuseTarget> target_;
   const uint64_t sizeBytes_;

@@ -397,7 +397,8 @@ TEST_F(LoopFuseTargetTest, aMountedDeviceIsNotStoppedAndGoesOn) {
     EXPECT_EQ(refused.code(), Code::kFailedPrecondition) << refused.toString();
     EXPECT_NE(refused.message().find(dir_ + "/mnt"), std::string::npos) << refused.toString();
     std::ofstream(dir_ + "/mnt/after") << "still here";
-    ::sync();
+    const OwnFd root(::open((dir_ + "/mnt").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    ASSERT_EQ(::syncfs(root.get()), 0);
     EXPECT_EQ(readFile(dir_ + "/mnt/after"), "still here");
   }
   const Status stopped = target->stop(false);

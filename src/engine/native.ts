@@ -22,8 +22,9 @@ export interface NativeDeviceStats {
   readonly errors: bigint;
 }
 
-/** A served device. `stop` is idempotent; any later call names the handle in its error. A handle that is dropped, and the
- * end of the process, stop an idle device; one that is held open goes on until the process is gone. */
+/** A served device. `stop` is idempotent; any later call names the handle in its error. A handle that is dropped,
+ * and an environment that ends (a worker), stop an idle device; one that is held open goes on until the process is gone.
+ * process.exit and a crash stop nothing: the nodes stay, fail all I/O, and releaseStaleDevices frees them. */
 export interface NativeDevice {
   readonly type: 'device';
   readonly path: string;
