@@ -238,6 +238,7 @@ function bounded(engine: Engine, limits: Config['overlaybdWorker']['limits']): E
     devices: {
       attach: (request, signal) => attaches.run(() => devices.attach(request, signal)),
       detach: (id) => devices.detach(id),
+      sever: (id) => devices.sever(id),
       find: (id) => devices.find(id),
       list: () => devices.list(),
     },

@@ -64,6 +64,14 @@ export class BlockdDevices implements Devices {
   }
 
   detach(id: string): Promise<void> {
+    return this.#detach(id, false);
+  }
+
+  sever(id: string): Promise<void> {
+    return this.#detach(id, true);
+  }
+
+  #detach(id: string, force: boolean): Promise<void> {
     // An attach that is asked for from now on must come after this, not join one that began before.
     this.#flights.delete(id);
     return this.#inTurn(id, async () => {
@@ -71,7 +79,7 @@ export class BlockdDevices implements Devices {
       try {
         // No blockd, no devices: starting one to hear that would be absurd.
         if ((await this.#host.status()) === null) return;
-        await this.#host.client.detach({ owner: this.#owner, id }, { timeoutMs: this.#timeouts.detachMs });
+        await this.#host.client.detach({ owner: this.#owner, id, force }, { timeoutMs: this.#timeouts.detachMs });
       } catch (error) {
         if (isConnectionLost(error) && (await this.#host.recheck()) === null) return;
         throw fromConnect(context, error);

@@ -87,6 +87,9 @@ export interface Devices {
   attach(request: AttachRequest, signal: AbortSignal): Promise<AttachedDevice>;
   /** Unknown device = success. FailedPrecondition when somebody holds it open. */
   detach(id: string): Promise<void>;
+  /** Takes the device from those who hold it open: what was written is durable, their further I/O fails, the node stays
+   * theirs until they close it. Unknown device = success. */
+  sever(id: string): Promise<void>;
   /** null = not attached (never was, or blockd restarted). */
   find(id: string): Promise<AttachedDevice | null>;
   list(): Promise<readonly { readonly id: string; readonly device: AttachedDevice }[]>;
@@ -111,6 +114,16 @@ export interface Mounts {
   table(): Promise<readonly MountEntry[]>;
   /** True when a mount namespace other than ours, or a mount point other than `except`, holds the device. */
   isHeldElsewhere(device: { readonly major: number; readonly minor: number }, except: string): Promise<boolean>;
+  /** True when a mount namespace other than ours (a container) holds the device. */
+  isHeldInOtherNamespace(
+    device: { readonly major: number; readonly minor: number },
+    mountPoint: string,
+  ): Promise<boolean>;
+  /** Lets the file system at `target` write everything down, as an unmount would, and holds further writes until `thaw`.
+   * Frozen already = success. */
+  freeze(target: string): Promise<void>;
+  /** Not frozen, not mounted = success: nobody may stay frozen by our failure. */
+  thaw(target: string): Promise<void>;
   /** mkfs, then remove lost+found so that the root is empty with mode 0755. */
   format(devicePath: string, fs: FsDescriptor, scratchDir: string): Promise<void>;
   /** File system on the device by its superblock: ext4, xfs, erofs, …; null = none known. */

@@ -40,7 +40,9 @@ export class MemoryEngine implements Engine {
   readonly #devices = new Map<string, WorldDevice>();
   /** File systems by what holds them: they outlive devices. */
   readonly #fileSystems = new Map<string, string>();
+  /** By a container: in another mount namespace. */
   readonly #heldOpen = new Set<string>();
+  readonly #frozen = new Set<string>();
   readonly #faults: { readonly call: string; readonly error: Error; readonly after: boolean }[] = [];
   readonly #holds = new Map<string, Promise<void>>();
   #failure: { readonly at: number; readonly error: Error; readonly after: boolean } | null = null;
@@ -107,6 +109,11 @@ export class MemoryEngine implements Engine {
     this.#bootId += 1;
     // Numbers are given out anew: the old path may be another disk now.
     this.#nextMinor += 3;
+  }
+
+  /** Mount points that somebody forgot to thaw. */
+  get frozen(): readonly string[] {
+    return [...this.#frozen].sort();
   }
 
   /** A client holds the device; the returned function lets go. */
@@ -235,6 +242,11 @@ export class MemoryEngine implements Engine {
         }
         this.#devices.delete(id);
       }),
+    sever: (id) =>
+      this.#effect('devices.sever', id, () => {
+        this.#devices.delete(id);
+        this.#heldOpen.delete(id);
+      }),
     find: (id) => this.#effect('devices.find', id, () => this.#devices.get(id) ?? null),
     list: () => this.#effect('devices.list', '', () => [...this.#devices].map(([id, device]) => ({ id, device }))),
   };
@@ -268,6 +280,17 @@ export class MemoryEngine implements Engine {
         );
         return this.#heldOpen.has(id) || elsewhere;
       }),
+    isHeldInOtherNamespace: (device) =>
+      this.#effect('mounts.isHeldInOtherNamespace', '', () => {
+        const [id] = [...this.#devices].find(([, { minor }]) => minor === device.minor) ?? [''];
+        return this.#heldOpen.has(id);
+      }),
+    freeze: (target) =>
+      this.#effect('mounts.freeze', target, () => {
+        if (!this.#mounts.some(({ mountPoint }) => mountPoint === target)) throw missing(target);
+        this.#frozen.add(target);
+      }),
+    thaw: (target) => this.#effect('mounts.thaw', target, () => void this.#frozen.delete(target)),
     format: (path, fs: FsDescriptor) =>
       this.#effect('mounts.format', fs.type, () => {
         const device = [...this.#devices.values()].find((each) => each.path === path);

@@ -22,6 +22,8 @@ const kEINVAL = 22;
 const kSettleMs = 500;
 const kSettlePaceMs = 10;
 const kMountProgramTimeoutMs = 30_000;
+/** Freezing writes down all that is dirty. */
+const kFreezeTimeoutMs = 60_000;
 /** More stacked mounts than this at one place are not ours to take apart. */
 const kStackMax = 256;
 /** Processes looked at before other work gets its turn. */
@@ -43,6 +45,9 @@ export function createMounts(native: Native): Mounts {
     unmount,
     table: self,
     isHeldElsewhere: (device, except) => isHeldElsewhere(table, device, except),
+    isHeldInOtherNamespace: (device, mountPoint) => isHeldInOtherNamespace(table, device, mountPoint),
+    freeze,
+    thaw: (target) => thaw(self, target),
     format: (devicePath: string, fs: FsDescriptor, scratchDir: string) =>
       formatDevice({ mount, unmount }, devicePath, fs, scratchDir),
     probeFileSystem,
@@ -135,6 +140,30 @@ function isAtOrBelow(path: string, dir: string): boolean {
   return path === dir || dir === '/' || path.startsWith(`${dir}/`);
 }
 
+/** By a program with a deadline: the ioctl opens the file system, which may hang with its device. */
+async function freeze(target: string): Promise<void> {
+  const options = { timeoutMs: kFreezeTimeoutMs };
+  try {
+    await runProgram('fsfreeze', ['--freeze', target], options);
+  } catch (error) {
+    // Frozen by a predecessor that died: only then can it be thawed.
+    await runProgram('fsfreeze', ['--unfreeze', target], options).catch(() => {
+      throw error;
+    });
+    await runProgram('fsfreeze', ['--freeze', target], options);
+  }
+}
+
+async function thaw(table: Table, target: string): Promise<void> {
+  if (!(await table()).some((entry) => entry.mountPoint === target)) return;
+  try {
+    await runProgram('fsfreeze', ['--unfreeze', target], { timeoutMs: kFreezeTimeoutMs });
+  } catch (error) {
+    // EINVAL for one that is not frozen, EIO for one whose device is gone: thawed either way.
+    if (!(error instanceof SnapshotterError) || error.kind !== ErrorKind.Internal) throw error;
+  }
+}
+
 async function unmountStack(native: Native, table: Table, target: string): Promise<void> {
   const context = `unmount ${target}`;
   for (let depth = 0; depth < kStackMax; depth++) {
@@ -161,6 +190,14 @@ async function isHeldElsewhere(
 ): Promise<boolean> {
   const own = await table('self');
   if (own.some((entry) => holds(entry, device, except) && entry.mountPoint !== except)) return true;
+  return isHeldInOtherNamespace(table, device, except);
+}
+
+async function isHeldInOtherNamespace(
+  table: (pid: string) => Promise<readonly MountEntry[]>,
+  device: { readonly major: number; readonly minor: number },
+  mountPoint: string,
+): Promise<boolean> {
   for (const pid of await otherNamespaces()) {
     let entries: readonly MountEntry[];
     try {
@@ -168,7 +205,7 @@ async function isHeldElsewhere(
     } catch {
       continue; // the process ended; a namespace it alone kept ended with it
     }
-    if (entries.some((entry) => holds(entry, device, except))) return true;
+    if (entries.some((entry) => holds(entry, device, mountPoint))) return true;
   }
   return false;
 }
