@@ -6,8 +6,10 @@ export PATH := $(CURDIR)/.toolchain/node/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 PREFIX ?= /opt/overlaybd
 JOBS ?= $(shell nproc)
+# Targets of native/CMakeLists.txt, without their prefix.
+PROGRAMS := node create commit merge resize zfile attacher export
 
-.PHONY: help bootstrap gen native js build demo test test-native test-sanitizers test-js test-e2e lint bench install clean docs
+.PHONY: help bootstrap gen native programs js build demo test test-native test-sanitizers test-js test-e2e lint bench install clean docs
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,9 +20,13 @@ bootstrap: ## install what a fresh Debian 12 lacks (root)
 gen: bootstrap ## message types from proto/
 	buf generate
 
-native: bootstrap ## C++ library, executables and addon -> build/bin
+native: bootstrap ## C++ library, executables and addon -> build/bin, and their tests
 	cd native && cmake --preset release > /dev/null && cmake --build ../build/native-release -j $(JOBS)
-	@mkdir -p build/bin && cp -p --remove-destination build/native-release/bin/* build/bin/
+
+# Compiling the tests takes as long as the rest.
+programs: bootstrap ## executables and addon alone -> build/bin
+	cd native && cmake --preset release > /dev/null && \
+	  cmake --build ../build/native-release -j $(JOBS) --target $(PROGRAMS:%=overlaybd-%)
 
 js: bootstrap ## TypeScript -> build/js
 	tsc -p tsconfig.build.json
@@ -29,7 +35,7 @@ js: bootstrap ## TypeScript -> build/js
 
 build: native js ## everything
 
-demo: build ## a redis container on a writable block device, from an empty machine
+demo: programs js ## a redis container on a writable block device, from an empty machine
 	@node e2e/demo/demo.ts
 
 test: build ## every check, warnings are errors
@@ -42,7 +48,7 @@ lint: bootstrap
 bench: build ## comparisons with peers; prints tables
 	@bench/run.sh
 
-install: build ## PREFIX=/opt/overlaybd
+install: programs js ## PREFIX=/opt/overlaybd
 	scripts/install.sh "$(PREFIX)"
 
 clean:
