@@ -45,7 +45,8 @@ class AppendUpper final : public UpperBase {
  public:
   AppendUpper(std::unique_ptr<File> data, std::unique_ptr<File> indexFile, LayerHeader header, uint64_t virtualSize,
               const OpenUpperOptions& options)
-      : UpperBase(std::move(data), std::move(indexFile), std::move(header), virtualSize, options) {}
+      : UpperBase(std::move(data), std::move(indexFile), std::move(header), virtualSize, options),
+        blockAlign_(options.directIo ? 4096 : kSectorSize) {}
 
   ~AppendUpper() override {
     const std::lock_guard lock(logMutex_);
@@ -76,6 +77,9 @@ class AppendUpper final : public UpperBase {
   Status flushLocked();
   uint64_t logEntries() const { return (logEnd_ - kHeaderSize) / kSegmentBytes; }
 
+  // Whole blocks start at a multiple of it: one write of a single sector would otherwise put all later ones off the
+  // grid that direct I/O needs.
+  const uint64_t blockAlign_;
   // Next free byte of the data file. Room is reserved without a lock; seal closes it with kClosed.
   std::atomic<uint64_t> dataEnd_{kHeaderSize};
 
@@ -244,10 +248,12 @@ Status AppendUpper::write(uint64_t offset, std::span<const std::byte> data) {
 }
 
 Status AppendUpper::writePiece(uint64_t offset, std::span<const std::byte> data) {
-  uint64_t at = dataEnd_.load(std::memory_order_relaxed);
+  uint64_t end = dataEnd_.load(std::memory_order_relaxed);
+  uint64_t at = 0;
   do {
-    if ((at & kClosed) != 0) return failedPrecondition("the layer is sealed");
-  } while (!dataEnd_.compare_exchange_weak(at, at + data.size(), std::memory_order_relaxed));
+    if ((end & kClosed) != 0) return failedPrecondition("the layer is sealed");
+    at = data.size() % blockAlign_ == 0 ? roundUp(end, blockAlign_) : end;
+  } while (!dataEnd_.compare_exchange_weak(end, at + data.size(), std::memory_order_relaxed));
 
   if (Status status = data_->pwrite(data, at); !status.isOk()) {
     // Gives the room back if nobody reserved behind us; otherwise it stays as garbage no record names.

@@ -42,9 +42,14 @@ class SparseUpper final : public UpperBase {
   void map(uint64_t offset, uint64_t length);
   Status flushLocked();
 
+  std::unique_lock<std::shared_mutex> closeGate();
+
   // Writers share it, a discard has it alone: otherwise a hole could be punched under a block just written and its
-  // index entry outlive it.
+  // index entry outlive it. A shared_mutex lets a stream of writers starve who wants it alone, so while somebody waits
+  // new writers queue behind the turnstile.
   std::shared_mutex discardGate_;
+  std::mutex turnstile_;
+  std::atomic<int> waiting_{0};
   // A write into part of a block that is not wholly here reads the rest from below and writes the whole block: two such
   // writes into one block must not lose each other's half.
   std::array<std::mutex, kStripes> stripes_;
@@ -84,10 +89,11 @@ Status SparseUpper::loadDiscards() {
 
 Status SparseUpper::loadExtents() {
   OBD_ASSIGN_OR_RETURN(const uint64_t size, data_->size());
-  const uint64_t end = std::min(size, kHeaderSize + virtualSize_);  // an index sealed behind it is not content
+  // What follows the content (a sealed end) is not content; a cut sector reads as zeros behind the cut.
+  const uint64_t end = std::min(roundUp(size, kSectorSize), kHeaderSize + virtualSize_);
   for (uint64_t at = kHeaderSize; at < end;) {
     OBD_ASSIGN_OR_RETURN(const uint64_t begin, data_->seekData(at));
-    if (begin >= end) break;
+    if (begin >= std::min(size, end)) break;
     OBD_ASSIGN_OR_RETURN(const uint64_t hole, data_->seekHole(begin));
     const uint64_t from = begin / kSectorSize;
     const uint64_t to = std::min(roundUp(hole, kSectorSize), end) / kSectorSize;
@@ -122,6 +128,9 @@ void SparseUpper::map(uint64_t offset, uint64_t length) {
 }
 
 Status SparseUpper::write(uint64_t offset, std::span<const std::byte> data) {
+  if (waiting_.load(std::memory_order_relaxed) != 0) {
+    const std::lock_guard turn(turnstile_);
+  }
   const std::shared_lock gate(discardGate_);
   OBD_RETURN_IF_ERROR(checkChange(offset, data.size()));
   while (!data.empty()) {
@@ -165,8 +174,16 @@ Status SparseUpper::writeWithinBlock(uint64_t offset, std::span<const std::byte>
   return writeBlocks(start, block);
 }
 
+std::unique_lock<std::shared_mutex> SparseUpper::closeGate() {
+  waiting_.fetch_add(1);
+  const std::lock_guard turn(turnstile_);
+  std::unique_lock gate(discardGate_);
+  waiting_.fetch_sub(1);
+  return gate;
+}
+
 Status SparseUpper::discard(uint64_t offset, uint64_t length) {
-  const std::unique_lock gate(discardGate_);
+  const std::unique_lock gate = closeGate();
   OBD_RETURN_IF_ERROR(checkChange(offset, length));
   const uint64_t end = offset + length;
   const uint64_t wholeEnd = end == virtualSize_ ? end : end / kBlock * kBlock;
@@ -248,7 +265,7 @@ Status SparseUpper::flushLocked() {
 
 Status SparseUpper::seal() {
   const std::lock_guard flushLock(flushMutex_);
-  const std::unique_lock gate(discardGate_);
+  const std::unique_lock gate = closeGate();
   if (!writable_) return failedPrecondition("the layer is open for reading only");
   OBD_RETURN_IF_ERROR(stickyFailure());
   if (sealed_.load()) return Status::ok();

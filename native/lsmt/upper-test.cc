@@ -120,6 +120,84 @@ TEST(AppendUpper, ATornEndOfTheDataIsRoundedUpBeforeTheNextWrite) {
   EXPECT_EQ(byteAt(*again, 1023), 2);
 }
 
+TEST(AppendUpper, WithDirectIoBlocksStayOnTheGridAfterAnOddSector) {
+  const UpperFiles files = UpperFiles::create(ofKind(false));
+  OpenUpperOptions direct;
+  direct.directIo = true;
+  {
+    const auto upper = files.open(direct);
+    expectOk(upper->write(0, filled(4096, 1)));
+    expectOk(upper->write(512, filled(512, 2)));
+    expectOk(upper->write(8192, filled(8192, 3)));
+    expectOk(upper->write(4096, filled(512, 4)));
+  }
+  EXPECT_EQ(logOf(files), (std::vector<Segment>{Segment(0, 8, 8), Segment(1, 1, 16), Segment(16, 16, 24), Segment(8, 1, 40)}));
+  const auto again = files.open();
+  EXPECT_EQ(byteAt(*again, 0), 1);
+  EXPECT_EQ(byteAt(*again, 512), 2);
+  EXPECT_EQ(byteAt(*again, 8192), 3);
+  EXPECT_EQ(byteAt(*again, 4096), 4);
+}
+
+// Notes every call in the order it was made.
+class NotingFile final : public File {
+ public:
+  NotingFile(std::shared_ptr<File> below, std::vector<std::string>& notes) : below_(std::move(below)), notes_(notes) {}
+
+  Result<size_t> pread(std::span<std::byte> out, uint64_t offset) const override { return below_->pread(out, offset); }
+  Status pwrite(std::span<const std::byte> data, uint64_t offset) override {
+    notes_.push_back(name() + ".write");
+    return below_->pwrite(data, offset);
+  }
+  Status sync() override {
+    notes_.push_back(name() + ".sync");
+    return below_->sync();
+  }
+  Result<uint64_t> size() const override { return below_->size(); }
+  Status truncate(uint64_t sizeBytes) override {
+    notes_.push_back(name() + ".truncate");
+    return below_->truncate(sizeBytes);
+  }
+  Status punchHole(uint64_t offset, uint64_t length) override {
+    notes_.push_back(name() + ".punch");
+    return below_->punchHole(offset, length);
+  }
+  Result<uint64_t> seekData(uint64_t offset) const override { return below_->seekData(offset); }
+  Result<uint64_t> seekHole(uint64_t offset) const override { return below_->seekHole(offset); }
+  const std::string& name() const override { return below_->name(); }
+
+ private:
+  std::shared_ptr<File> below_;
+  std::vector<std::string>& notes_;
+};
+
+TEST(Order, DataGoesBeforeTheRecordAndIsDurableBeforeWhatPointsToIt) {
+  using Notes = std::vector<std::string>;
+  const auto lower = lowerOf(9);
+  for (const bool sparse : {false, true}) {
+    const UpperFiles files = UpperFiles::create(ofKind(sparse));
+    Notes notes;
+    const auto upper = openUpper(std::make_unique<NotingFile>(files.data, notes),
+                                 std::make_unique<NotingFile>(files.index, notes), marking("A")).value();
+    expectOk(upper->attachLower(lower.get()));
+    const auto notesOf = [&](const Status& status) {
+      expectOk(status);
+      return std::exchange(notes, {});
+    };
+    static_cast<void>(notesOf(upper->flush()));
+    EXPECT_EQ(notesOf(upper->write(0, filled(4096, 1))), sparse ? Notes{"data.write"} : (Notes{"data.write", "index.write"}));
+    EXPECT_EQ(notesOf(upper->flush()), sparse ? (Notes{"index.sync", "data.sync"})
+                                              : (Notes{"data.sync", "index.write", "index.sync"}));
+    EXPECT_EQ(notesOf(upper->flush()), Notes{}) << "nothing is new";
+    EXPECT_EQ(notesOf(upper->discard(0, 4096)),
+              sparse ? (Notes{"index.truncate", "index.write", "index.write", "data.punch"}) : Notes{"index.write"});
+    EXPECT_EQ(notesOf(upper->seal()),
+              sparse ? (Notes{"index.sync", "data.sync", "data.write", "data.sync", "data.write", "data.truncate", "data.sync"})
+                     : (Notes{"data.sync", "index.write", "index.sync", "data.write", "data.sync", "data.write",
+                              "data.truncate", "data.sync"}));
+  }
+}
+
 TEST(AppendUpper, GroupCommitFillsUpWithPaddingOnFlush) {
   const UpperFiles files = UpperFiles::create(ofKind(false));
   const auto upper = files.open();

@@ -27,7 +27,9 @@ struct OpenUpperOptions {
   bool write = true;           // false: only look; nothing on disk changes, not even a torn tail
   bool flushMarkers = false;   // write them (FORMAT.md); those found are honoured in any case
   std::string bootId = {};     // with flushMarkers: of the running kernel; tests vary it
-  bool directIo = false;       // only of the overload that takes paths
+  // The overload that takes paths opens the data file with O_DIRECT. Either then starts writes of whole 4 KiB blocks at a
+  // multiple of 4096, which wastes up to 3584 bytes after a write that is not.
+  bool directIo = false;
   uint64_t ioLimitBytes = 4 * kMiB;  // larger writes are split; a multiple of 4096 below 8 MiB
 };
 
