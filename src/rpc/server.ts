@@ -22,6 +22,9 @@ import { claimSocketPlace, type SocketPlace } from './unix-socket.ts';
 /** What containerd's clients and servers allow. */
 export const kMessageMaxBytes = 16 * 1024 * 1024;
 
+/** Between the last answer and its connection's end. */
+const kLastAnswersMs = 500;
+
 export interface CallContext {
   /** Aborted when the client gives up or goes away. */
   readonly signal: AbortSignal;
@@ -88,6 +91,8 @@ export class RpcServer {
   readonly #listeners: Listener[] = [];
   readonly #running = new Map<AnyCall, CallFacts & { readonly startedAt: number }>();
   #draining: Promise<void> | null = null;
+  /** Set while draining. */
+  #onIdle: (() => void) | null = null;
 
   constructor(options: ServerOptions) {
     this.#options = options;
@@ -130,13 +135,30 @@ export class RpcServer {
     }));
   }
 
-  /** Takes no new calls, lets running ones end, cuts them off after `deadlineMs`, takes the socket paths away. A further
-   * call joins the first. */
+  /** Takes no new calls, lets running ones end, cuts them off after `deadlineMs`, takes the socket paths away. A client
+   * that merely stays connected holds nothing up. A further call joins the first. */
   drain(deadlineMs: number): Promise<void> {
-    this.#draining ??= Promise.all(this.#listeners.map((listener) => drainOne(listener, deadlineMs))).then(
-      () => undefined,
-    );
+    this.#draining ??= this.#drain(deadlineMs);
     return this.#draining;
+  }
+
+  async #drain(deadlineMs: number): Promise<void> {
+    const closed = Promise.all(
+      this.#listeners.map(({ server }) => new Promise<void>((done) => server.tryShutdown(() => done()))),
+    );
+    const cutOff = Promise.withResolvers<void>();
+    const deadline = setTimeout(cutOff.resolve, deadlineMs);
+    const answered = this.#running.size === 0 ? Promise.resolve() : new Promise<void>((idle) => (this.#onIdle = idle));
+    await Promise.race([answered, cutOff.promise]);
+    // The last answers are on their way; clients hang up when they have them.
+    const lastWords = setTimeout(cutOff.resolve, Math.min(deadlineMs, kLastAnswersMs));
+    await Promise.race([closed, cutOff.promise]);
+    clearTimeout(deadline);
+    clearTimeout(lastWords);
+    for (const { server, place } of this.#listeners) {
+      server.forceShutdown();
+      await place.withdraw();
+    }
   }
 
   #implementationOf<S extends DescService>(service: S, handlers: Handlers<S>): UntypedServiceImplementation {
@@ -213,6 +235,7 @@ export class RpcServer {
       failure = toStatus(error);
     }
     this.#running.delete(call);
+    if (this.#running.size === 0) this.#onIdle?.();
     call.off('cancelled', onCancelled);
     this.#options.onFinished({
       ...facts,
@@ -229,25 +252,14 @@ export class RpcServer {
   }
 }
 
-async function drainOne({ server, place }: Listener, deadlineMs: number): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const cutOff = setTimeout(() => {
-      server.forceShutdown();
-      resolve();
-    }, deadlineMs);
-    server.tryShutdown(() => {
-      clearTimeout(cutOff);
-      resolve();
-    });
-  });
-  await place.withdraw();
-}
-
 function namespaceOf(call: AnyCall): string | null {
   // With several values the first is the newest. HTTP/2 in Node joins them; a namespace has no comma.
   const [first] = call.metadata.get('containerd-namespace');
   return typeof first === 'string' ? (first.split(',', 1)[0] ?? '').slice(0, 256) : null;
 }
+
+/** The same bytes: an answer may be megabytes. */
+const bufferOf = (bytes: Uint8Array): Buffer => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
 function definitionOf(service: DescService): ServiceDefinition {
   const definition: Record<string, MethodDefinition<unknown, unknown>> = {};
@@ -256,7 +268,7 @@ function definitionOf(service: DescService): ServiceDefinition {
       path: `/${service.typeName}/${method.name}`,
       requestStream: false,
       responseStream: method.methodKind === 'server_streaming',
-      requestSerialize: (message) => Buffer.from(toBinary(method.input, message as MessageShape<typeof method.input>)),
+      requestSerialize: (message) => bufferOf(toBinary(method.input, message as MessageShape<typeof method.input>)),
       requestDeserialize: (bytes): Decoded => {
         try {
           return { message: fromBinary(method.input, bytes) };
@@ -264,8 +276,7 @@ function definitionOf(service: DescService): ServiceDefinition {
           return { problem: `${method.input.name}: ${error instanceof Error ? error.message : String(error)}` };
         }
       },
-      responseSerialize: (message) =>
-        Buffer.from(toBinary(method.output, message as MessageShape<typeof method.output>)),
+      responseSerialize: (message) => bufferOf(toBinary(method.output, message as MessageShape<typeof method.output>)),
       responseDeserialize: (bytes) => fromBinary(method.output, bytes),
     };
   }
