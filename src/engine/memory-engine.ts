@@ -130,6 +130,12 @@ export class MemoryEngine implements Engine {
     };
   }
 
+  /** A client unmounts. */
+  dropMount(mountPoint: string): void {
+    this.#mounts = this.#mounts.filter((entry) => entry.mountPoint !== mountPoint);
+    this.#frozen.delete(mountPoint);
+  }
+
   /** A device that nobody recorded, as a crash between two steps leaves it. */
   addDevice(id: string): void {
     this.#attach({ id, configPath: '', readOnly: true, sectorSizeBytes: 4096 }, id);

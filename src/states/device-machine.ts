@@ -8,7 +8,7 @@ interface Context extends Keyed {
   readonly failure: string | null;
 }
 
-export const deviceEvents = ['ATTACH', 'FORMAT', 'MOUNT', 'UNMOUNT', 'DETACH', 'RECOVER'] as const;
+export const deviceEvents = ['ATTACH', 'FORMAT', 'MOUNT', 'UNMOUNT', 'DETACH', 'SEVER', 'RECOVER'] as const;
 export type DeviceEvent = { readonly type: (typeof deviceEvents)[number] };
 
 const hole = <Output>(name: string) =>
@@ -24,6 +24,7 @@ export const deviceMachine = setup({
     mount: hole<void>('mount'),
     unmount: hole<void>('unmount'),
     detach: hole<void>('detach'),
+    sever: hole<void>('sever'),
     inspect: hole<DeviceReality>('inspect'),
   },
   actions: {
@@ -48,7 +49,9 @@ export const deviceMachine = setup({
         onError: { target: 'detaching', actions: { type: 'keepFailure', params: ({ event }) => event } },
       },
     },
-    attached: { on: { FORMAT: 'formatting', MOUNT: 'mounting', DETACH: 'detaching', RECOVER: 'recovering' } },
+    attached: {
+      on: { FORMAT: 'formatting', MOUNT: 'mounting', DETACH: 'detaching', RECOVER: 'recovering' },
+    },
     formatting: {
       tags: 'busy',
       invoke: {
@@ -69,7 +72,7 @@ export const deviceMachine = setup({
         onError: { target: 'attached', actions: { type: 'keepFailure', params: ({ event }) => event } },
       },
     },
-    mounted: { on: { UNMOUNT: 'unmounting', RECOVER: 'recovering' } },
+    mounted: { on: { UNMOUNT: 'unmounting', SEVER: 'severing', RECOVER: 'recovering' } },
     unmounting: {
       tags: 'busy',
       invoke: {
@@ -88,6 +91,17 @@ export const deviceMachine = setup({
         input: idOf,
         onDone: 'absent',
         onError: { target: 'attached', actions: { type: 'keepFailure', params: ({ event }) => event } },
+      },
+    },
+    /** For a layer that is committed while its client still has it mounted: the file must stop changing. */
+    severing: {
+      tags: 'busy',
+      invoke: {
+        id: 'sever',
+        src: 'sever',
+        input: idOf,
+        onDone: 'absent',
+        onError: { target: 'mounted', actions: { type: 'keepFailure', params: ({ event }) => event } },
       },
     },
     recovering: {

@@ -35,6 +35,8 @@ export interface DeviceEffects {
   mount(id: string): Promise<void>;
   unmount(id: string): Promise<void>;
   detach(id: string): Promise<void>;
+  /** Takes the mounted device from those who have it mounted beside us; what they wrote is kept. */
+  sever(id: string): Promise<void>;
   inspect(id: string): Promise<DeviceReality>;
 }
 

@@ -86,6 +86,10 @@ class RecordingWorld implements Journal, SnapshotEffects, DeviceEffects {
     this.#effect('detach', () => {
       this.there = false;
     });
+  sever = (): Promise<void> =>
+    this.#effect('sever', () => {
+      this.there = false;
+    });
 
   answer: Reality | DeviceReality = Reality.Absent;
   inspect = <T extends Reality & DeviceReality>(): Promise<T> => this.#effect('inspect', () => this.answer as T);
@@ -179,6 +183,7 @@ describe('the driver', () => {
       ['attached', 'MOUNT', 'mount'],
       ['mounted', 'UNMOUNT', 'unmount'],
       ['attached', 'DETACH', 'detach'],
+      ['mounted', 'SEVER', 'sever'],
     ] as const) {
       const world = new RecordingWorld(state);
       world.failing.add(effect);

@@ -126,6 +126,7 @@ export class DeviceLifecycle {
           mount: fromPromise<void, Keyed>((hole) => run(() => effects.mount(hole.input.id))),
           unmount: fromPromise<void, Keyed>((hole) => run(() => effects.unmount(hole.input.id))),
           detach: fromPromise<void, Keyed>((hole) => run(() => effects.detach(hole.input.id))),
+          sever: fromPromise<void, Keyed>((hole) => run(() => effects.sever(hole.input.id))),
           inspect: fromPromise((hole: { input: Keyed }) => run(() => effects.inspect(hole.input.id))),
         },
       });

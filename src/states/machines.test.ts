@@ -30,9 +30,10 @@ const deviceAllowed: Readonly<Record<DeviceState, string>> = {
   attached: 'FORMAT MOUNT DETACH RECOVER',
   formatting: '',
   mounting: '',
-  mounted: 'UNMOUNT RECOVER',
+  mounted: 'UNMOUNT SEVER RECOVER',
   unmounting: '',
   detaching: '',
+  severing: '',
   recovering: '',
   faulty: 'RECOVER',
 };

@@ -69,22 +69,12 @@ export class DevicePool {
    * I/O fails. FailedPrecondition when a container, or somebody who did not mount it, holds it: those are never cut off. */
   sever(id: string): Promise<void> {
     return this.#lines.run(id, async () => {
-      const { engine } = this.#need;
-      const mountPoint = this.#mountPoint(id);
       const reality = await this.#look(id);
-      if (reality !== DeviceReality.Absent) {
-        await this.#refuseStrangers(id, mountPoint);
-        // Freezing needs a mount of ours: it joins the super block of the clients'.
-        if (reality === DeviceReality.Attached) await this.#step(id, 'MOUNT');
-        await engine.mounts.freeze(mountPoint);
-        try {
-          await engine.devices.sever(id);
-        } finally {
-          await engine.mounts.thaw(mountPoint);
-        }
-        await this.#look(id);
-      }
-      await engine.mounts.unmount(mountPoint);
+      if (reality === DeviceReality.Absent) return this.#dropDeadMount(id);
+      await this.#refuseStrangers(id, this.#mountPoint(id));
+      // Freezing needs a mount of ours: it joins the super block of the clients'.
+      if (reality === DeviceReality.Attached) await this.#step(id, 'MOUNT');
+      await this.#step(id, 'SEVER');
     });
   }
 
@@ -129,7 +119,7 @@ export class DevicePool {
   reconcile(id: string): Promise<void> {
     return this.#lines.run(id, async () => {
       const reality = await this.#look(id);
-      if (reality === DeviceReality.Absent) await this.#need.engine.mounts.unmount(this.#mountPoint(id));
+      if (reality === DeviceReality.Absent) await this.#dropDeadMount(id);
     });
   }
 
@@ -146,13 +136,17 @@ export class DevicePool {
   async #takeDown(id: string): Promise<void> {
     if (this.#need.store.device(id) === null) return;
     const reality = await this.#look(id);
-    if (reality === DeviceReality.Absent) {
-      // What a dead device left at the mount point.
-      await this.#need.engine.mounts.unmount(this.#mountPoint(id));
-      return;
-    }
+    if (reality === DeviceReality.Absent) return this.#dropDeadMount(id);
     if (reality === DeviceReality.Mounted) await this.#step(id, 'UNMOUNT');
     await this.#step(id, 'DETACH');
+  }
+
+  /** What a dead device left at its mount point. A file system frozen for a device that is gone would hold its users for
+   * ever, and itself in the kernel. */
+  async #dropDeadMount(id: string): Promise<void> {
+    const { mounts } = this.#need.engine;
+    await mounts.thaw(this.#mountPoint(id));
+    await mounts.unmount(this.#mountPoint(id));
   }
 
   /** Looks at the world; writes only when the record was wrong or a change was left open. */
@@ -163,6 +157,8 @@ export class DevicePool {
       const reality = await this.#inspect(id);
       if (reality === row.state) return reality;
     }
+    // A predecessor may have died between freezing and thawing.
+    if (row.intent === 'sever') await this.#need.engine.mounts.thaw(this.#mountPoint(id));
     await this.#step(id, 'RECOVER');
     const state = this.#need.store.device(id)?.state;
     return state === DeviceReality.Attached || state === DeviceReality.Mounted ? state : DeviceReality.Absent;
@@ -220,6 +216,16 @@ export class DevicePool {
       },
       unmount: (id) => engine.mounts.unmount(this.#mountPoint(id)),
       detach: (id) => engine.devices.detach(id),
+      sever: async (id) => {
+        const mountPoint = this.#mountPoint(id);
+        await engine.mounts.freeze(mountPoint);
+        try {
+          await engine.devices.sever(id);
+        } finally {
+          await engine.mounts.thaw(mountPoint);
+        }
+        await engine.mounts.unmount(mountPoint);
+      },
       inspect: (id) => this.#inspect(id),
     };
   }

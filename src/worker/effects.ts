@@ -170,7 +170,7 @@ export class WorkerEffects implements SnapshotEffects {
         await devices.mounted(row.id, neverAborted);
         await engine.layers.adopt(`${paths.mountPoint}/overlaybd.commit`, paths.commit);
       }
-      await this.#releasePatiently(row.id);
+      await this.#takeForGood(row.id);
       await engine.files.removeFile(pair.index);
       await engine.files.removeFile(pair.data);
     }
@@ -223,28 +223,15 @@ export class WorkerEffects implements SnapshotEffects {
     await engine.files.removeTree(layout.of(row.id).dir);
   }
 
-  /** A client may still be on its way out after Commit: bounded, then the snapshot is faulty and tried again when needed. */
-  /** A committed snapshot is nobody's any more: a client that still has it mounted keeps a dead mount. */
+  /** A committed snapshot is nobody's any more: a client that still has it mounted beside us keeps a dead mount. Others
+   * are waited for, bounded; then the snapshot is faulty, and tried again when it is needed. */
   async #takeForGood(id: string): Promise<void> {
-    try {
-      await this.#need.devices.release(id);
-    } catch (error) {
-      if (!(error instanceof SnapshotterError) || error.kind !== ErrorKind.FailedPrecondition) throw error;
-      // Commit has waited for those on their way out.
-      await this.#need.devices.sever(id);
-    }
-  }
-
-  async #releasePatiently(id: string): Promise<void> {
+    const { devices, pause } = this.#need;
     for (let tries = 1; ; tries += 1) {
-      try {
-        await this.#need.devices.release(id);
-        return;
-      } catch (error) {
-        const busy = error instanceof SnapshotterError && error.kind === ErrorKind.FailedPrecondition;
-        if (!busy || tries >= limits.backgroundTries) throw error;
-      }
-      await this.#need.pause(limits.backgroundStepMs);
+      if (await ifFree(() => devices.release(id))) return;
+      // Commit has waited for clients on their way out.
+      if (await ifFree(() => devices.sever(id), tries >= limits.backgroundTries)) return;
+      await pause(limits.backgroundStepMs);
     }
   }
 
@@ -260,6 +247,18 @@ export class WorkerEffects implements SnapshotEffects {
     const row = this.#need.store.snapshot(id);
     if (row === null) throw new SnapshotterError(ErrorKind.NotFound, `snapshot ${id} has no record`);
     return row;
+  }
+}
+
+/** false = somebody holds it. */
+async function ifFree(take: () => Promise<void>, last = false): Promise<boolean> {
+  try {
+    await take();
+    return true;
+  } catch (error) {
+    const busy = error instanceof SnapshotterError && error.kind === ErrorKind.FailedPrecondition;
+    if (!busy || last) throw error;
+    return false;
   }
 }
 

@@ -18,6 +18,8 @@ interface Scene {
   readonly config?: Partial<WorkerConfig>;
   readonly before?: (world: World) => Promise<unknown>;
   readonly act: (world: World) => Promise<unknown>;
+  /** What the client does when it is over. */
+  readonly after?: (world: World) => void;
   /** Its work follows the reply: a fault there is not the caller's. */
   readonly behind?: boolean;
 }
@@ -102,6 +104,18 @@ const scenes: readonly Scene[] = [
       world.engine.addLayer(`${layout.of('1').mountPoint}/overlaybd.commit`);
     },
     act: (world) => world.commit('n', 'extract-1 k'),
+    behind: true,
+  },
+  {
+    title: 'commit of a layer that its client left mounted',
+    before: async (world) => {
+      await world.prepare('k', '', dev);
+      const device = await world.engine.devices.find('1');
+      const { major = 0, minor = 0, path: source = '' } = device ?? {};
+      world.engine.addMount({ mountPoint: '/mnt', source, fsType: 'ext4', major, minor, options: ['rw'] });
+    },
+    act: (world) => world.commit('n', 'k'),
+    after: (world) => world.engine.dropMount('/mnt'),
     behind: true,
   },
   {
@@ -212,7 +226,9 @@ describe('a fault', () => {
             await scene.act(world);
             await world.worker.drain();
           }
+          scene.after?.(world);
           await agree(world);
+          assert.deepEqual(world.engine.frozen, []);
           await world.removeAll();
           const end = world.engine.state();
           assert.deepEqual({ ...end, paths: end.paths.filter((path) => path !== '/data/a') }, emptyState);
@@ -254,7 +270,10 @@ describe('a death of the daemon', () => {
           await world.worker.drain().catch(() => undefined);
           if (reboot) world.engine.reboot();
           await world.restart();
+          scene.after?.(world);
+          await world.worker.cleanup();
           await agree(world);
+          assert.deepEqual(world.engine.frozen, []);
           assert.equal(world.store.count().unsettled, 0, `cut ${cut}`);
           const names = new Set((await world.list()).map(({ name }) => name));
           for (const name of known) {
@@ -345,6 +364,7 @@ describe('on the SQLite store', () => {
       const world = await staged(scene, new World(scene.config, store));
       await scene.act(world);
       await world.worker.drain();
+      scene.after?.(world);
       const before = await world.list();
       await world.restart();
       assert.deepEqual(await world.list(), before);

@@ -417,6 +417,37 @@ describe('Commit', () => {
     await world.commit('n', 'k');
   });
 
+  for (const [mode, labels] of [
+    ['dev', dev],
+    ['dir', dir],
+  ] as const) {
+    it(`in ${mode} mode of a device that its client left mounted takes it away, written down first`, async () => {
+      const world = new World();
+      await world.prepare('k', '', labels);
+      const device = await world.engine.devices.find('1');
+      const { major = 0, minor = 0, path: source = '' } = device ?? {};
+      const entry = { mountPoint: '/mnt', source, fsType: 'ext4', major, minor, options: ['rw'] };
+      const unmount = world.engine.addMount(entry);
+      await world.commit('n', 'k');
+      await world.prepare('child', 'n', dev);
+      const { mountPoint, data } = layout.of('1');
+      const order = [
+        `mounts.freeze ${mountPoint}`,
+        'devices.sever 1',
+        `mounts.thaw ${mountPoint}`,
+        `layers.seal ${data}`,
+      ];
+      assert.deepEqual(
+        world.engine.calls.filter((call) => order.includes(call)),
+        order,
+      );
+      assert.deepEqual(world.engine.frozen, []);
+      unmount();
+      await world.removeAll();
+      assert.deepEqual(world.engine.state(), emptyState);
+    });
+  }
+
   it('takes an unpacked overlaybd layer for what it is', async () => {
     const world = new World();
     await world.prepare('extract-1 a');
