@@ -4,13 +4,13 @@ import path from 'node:path';
 import { mounted } from '../e2e/harness/mounts.ts';
 import type { Workdir } from '../e2e/harness/workdir.ts';
 import type { RealEngine } from '../src/engine/real-engine.ts';
-import { type Job, kJobs, runFio } from './fio.ts';
+import { type Job, kJobs, runFio, type Sample } from './fio.ts';
 import type { Medium, Settings } from './settings.ts';
 import { ours, qsd, rawLoop, type Subject } from './subjects.ts';
 import { median, print, short, table } from './table.ts';
 
 /** Samples by subject and job. */
-export type Samples = Map<string, Map<string, number[]>>;
+export type Samples = Map<string, Map<string, Sample[]>>;
 
 /** Where layer files lie: below the checkout (a disk), or on a tmpfs of our own. */
 async function placeOf(work: Workdir, medium: Medium): Promise<string> {
@@ -53,8 +53,8 @@ export async function benchDevices(work: Workdir, engine: RealEngine, settings: 
         const subject = subjects[(i + round) % subjects.length];
         const device = subject === undefined ? undefined : devices.get(subject);
         if (subject === undefined || device === undefined) continue;
-        const value = await runFio(job, device, settings.seconds, sizeMiB);
-        samples.get(subject.name)?.get(job.name)?.push(value);
+        const sample = await runFio(job, device, subject.serverPid(), settings.seconds, sizeMiB);
+        samples.get(subject.name)?.get(job.name)?.push(sample);
       }
     }
   }
@@ -64,7 +64,8 @@ export async function benchDevices(work: Workdir, engine: RealEngine, settings: 
 }
 
 function report(medium: Medium, samples: Samples, jobs: readonly Job[]): void {
-  const at = (subject: string, job: Job): number => median(samples.get(subject)?.get(job.name) ?? []);
+  const of = (subject: string, job: Job): readonly Sample[] => samples.get(subject)?.get(job.name) ?? [];
+  const at = (subject: string, job: Job): number => median(of(subject, job).map(({ rate }) => rate));
   const peer = (subject: string): string => `qsd qcow2 ${subject.split(' ').at(-1)}`;
   const ratio = (value: number, base: number): string => (Number.isFinite(base) ? (value / base).toFixed(2) : '–');
   print(`\n### Layer files on ${medium}: median (ratio to raw loop / to qsd of the same depth)\n`);
@@ -79,4 +80,14 @@ function report(medium: Medium, samples: Samples, jobs: readonly Job[]): void {
     }),
   ]);
   print(table(['subject, layers', ...jobs.map((job) => `${job.name} ${job.unit}`)], rows));
+  const served = [...samples.keys()].filter((subject) => subject !== 'raw loop');
+  const cpuOf = (subject: string, job: Job): number =>
+    median(of(subject, job).flatMap(({ serverUs }) => (serverUs === null ? [] : [serverUs])));
+  print(`\n### The same: processor time of the server per operation, µs\n`);
+  print(
+    table(
+      ['subject, layers', ...jobs.map(({ name }) => name)],
+      served.map((subject) => [subject, ...jobs.map((job) => short(cpuOf(subject, job)))]),
+    ),
+  );
 }

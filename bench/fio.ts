@@ -1,4 +1,5 @@
 /** The fio jobs, and one run of one of them on a block device. */
+import { readdirSync, readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { run } from '../e2e/harness/processes.ts';
 
@@ -22,12 +23,26 @@ export const kJobs: readonly Job[] = [
   { name: 'seqwrite 1M', unit: 'MB/s', writes: true, args: ['--rw=write', '--bs=1m', '--iodepth=8'] },
 ];
 
-const side = z.object({ iops: z.number(), bw_bytes: z.number(), io_bytes: z.number() });
+const side = z.object({ iops: z.number(), bw_bytes: z.number(), total_ios: z.number() });
 const report = z.object({ jobs: z.array(z.object({ error: z.number(), read: side, write: side })).length(1) });
 
-/** Operations or MB per second. */
-export async function runFio(job: Job, device: string, seconds: number, sizeMiB: number): Promise<number> {
+export interface Sample {
+  /** Operations or MB per second. */
+  readonly rate: number;
+  /** Processor time of the serving process for one operation, in microseconds; null = no such process. It holds on a busy
+   * machine, where the rate does not. */
+  readonly serverUs: number | null;
+}
+
+export async function runFio(
+  job: Job,
+  device: string,
+  serverPid: number | null,
+  seconds: number,
+  sizeMiB: number,
+): Promise<Sample> {
   const bounded = job.unit === 'MB/s' ? [`--io_size=${kSequentialMiB}m`] : [];
+  const before = serverPid === null ? 0 : cpuNanoseconds(serverPid);
   const text = await run(
     'fio',
     [
@@ -52,5 +67,22 @@ export async function runFio(job: Job, device: string, seconds: number, sizeMiB:
   if (result === undefined || result.error !== 0)
     throw new Error(`fio ${job.name} on ${device}: error ${result?.error}`);
   const done = job.writes ? result.write : result.read;
-  return job.unit === 'IOPS' ? done.iops : done.bw_bytes / 1e6;
+  const spent = serverPid === null ? null : cpuNanoseconds(serverPid) - before;
+  return {
+    rate: job.unit === 'IOPS' ? done.iops : done.bw_bytes / 1e6,
+    serverUs: spent === null ? null : spent / 1000 / done.total_ios,
+  };
+}
+
+/** On-processor time of all threads of a process. */
+function cpuNanoseconds(pid: number): number {
+  let sum = 0;
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    try {
+      sum += Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ', 1)[0]);
+    } catch {
+      // it ended
+    }
+  }
+  return sum;
 }

@@ -11,6 +11,8 @@ export interface Subject {
   readonly name: string;
   /** Layers below the writable one; 0 = none exist. */
   readonly depth: number;
+  /** The process that serves; null = the kernel alone. */
+  serverPid(): number | null;
   /** The device with a fresh writable top. */
   reset(): Promise<string>;
   /** Ends the service; the work directory's end does it too. */
@@ -25,7 +27,8 @@ export async function rawLoop(work: Workdir, dir: string, sizeMiB: number): Prom
   const file = path.join(dir, 'raw');
   await run('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', `count=${sizeMiB}`, 'conv=fsync']);
   const loop = await loopOn(work, file);
-  return { name: 'raw loop', depth: 0, reset: () => Promise.resolve(loop.path), close: loop.close };
+  const reset = (): Promise<string> => Promise.resolve(loop.path);
+  return { name: 'raw loop', depth: 0, serverPid: () => null, reset, close: loop.close };
 }
 
 /** Our loop-fuse device over `depth` sealed layers. */
@@ -67,9 +70,11 @@ export async function ours(
   }
   work.defer(`detach ${id}`, () => engine.devices.detach(id));
   const top = path.join(home, 'top');
+  const { pid } = await engine.blockd.ensureRunning();
   return {
     name,
     depth,
+    serverPid: () => pid,
     reset: async () => {
       await engine.devices.detach(id);
       rmSync(top, { recursive: true, force: true });
@@ -115,7 +120,7 @@ export async function qsd(work: Workdir, dir: string, depth: number, sizeMiB: nu
     await run('qemu-io', ['-f', 'qcow2', file(layer)], { input: `${commands.join('\n')}\n`, timeoutMs: 300_000 });
   }
   let round = 0;
-  let serving: { close: () => Promise<void>; path: string } | null = null;
+  let serving: Serving | null = null;
   const close = async (): Promise<void> => {
     await serving?.close();
     serving = null;
@@ -124,6 +129,7 @@ export async function qsd(work: Workdir, dir: string, depth: number, sizeMiB: nu
   return {
     name,
     depth,
+    serverPid: () => serving?.pid ?? null,
     close,
     reset: async () => {
       await close();
@@ -135,13 +141,13 @@ export async function qsd(work: Workdir, dir: string, depth: number, sizeMiB: nu
   };
 }
 
-async function serveQsd(
-  work: Workdir,
-  name: string,
-  home: string,
-  image: string,
-  sizeMiB: number,
-): Promise<{ close: () => Promise<void>; path: string }> {
+interface Serving {
+  readonly path: string;
+  readonly pid: number;
+  readonly close: () => Promise<void>;
+}
+
+async function serveQsd(work: Workdir, name: string, home: string, image: string, sizeMiB: number): Promise<Serving> {
   const point = path.join(home, 'export');
   writeFileSync(point, '');
   const daemon = await Daemon.start(work, {
@@ -157,6 +163,7 @@ async function serveQsd(
   const loop = await loopOn(work, point);
   return {
     path: loop.path,
+    pid: daemon.pid,
     close: async () => {
       await loop.close();
       await daemon.stop();
