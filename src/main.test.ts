@@ -181,8 +181,9 @@ describe('overlaybd-snapshotter', () => {
   it('serves one store per owner', async () => {
     const theirs = join(directory, 'buildkit.sock');
     configure({}, { stores: [{ name: 'buildkit', address: theirs, root: join(directory, 'buildkit') }] });
-    await start();
+    const daemon = await start();
     await call(address, 'prepare', { key: 'k' });
+    assert.equal((await daemon.said('rpc'))['store'], 'default');
     await assert.rejects(call(theirs, 'stat', { key: 'k' }), /not found/);
     await call(theirs, 'prepare', { key: 'k' });
   });

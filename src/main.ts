@@ -45,6 +45,7 @@ interface Flags {
 interface Household {
   readonly name: string;
   readonly address: string;
+  readonly log: Logger;
   readonly store: Store;
   readonly engine: RealEngine;
   readonly worker: SnapshotWorker;
@@ -109,7 +110,7 @@ async function run(configPath: string, logLevel: LogLevel | undefined): Promise<
   });
   const metrics = new Metrics();
   const households: Household[] = [];
-  const rpc = new RpcServer({ onFinished: (call) => tell(call, log, metrics) });
+  const rpc = new RpcServer({ onFinished: (call) => tell(call, logOf(households, call, log), metrics) });
   // Without a listener Node would open its debugger.
   process.on('SIGUSR1', () => log.info(stateOf(rpc, households), 'state'));
   for (const store of storesOf(config)) households.push(await openHousehold(store, config, native, version, log));
@@ -207,7 +208,7 @@ async function openHousehold(
     },
     log: storeLog,
   });
-  return { name, address, store, engine, worker };
+  return { name, address, log: storeLog, store, engine, worker };
 }
 
 /** blockd is of the same package: its entry lies beside this file, built or as TypeScript. */
@@ -258,15 +259,20 @@ const functionOfVerb: Readonly<Record<string, RpcFunction>> = {
   usage: 'Usage',
 };
 
+/** The store is named where there are several. */
+function logOf(households: readonly Household[], call: FinishedCall, log: Logger): Logger {
+  const household = households.find(({ address }) => address === call.address);
+  return households.length < 2 || household === undefined ? log : household.log;
+}
+
 /** One line per call. A failure that is ours brings its stack; the caller's own come as words. */
 function tell(
-  { verb, names, namespace, milliseconds, code, error }: FinishedCall,
+  { verb, names, namespace, milliseconds, code, error, failed }: FinishedCall,
   log: Logger,
   metrics: Metrics,
 ): void {
   const name = functionOfVerb[verb];
-  const isExpected = error === null || (verb === 'prepare' && isKind(error, ErrorKind.AlreadyExists));
-  if (name !== undefined) metrics.observe(name, milliseconds / 1000, !isExpected);
+  if (name !== undefined) metrics.observe(name, milliseconds / 1000, failed);
   const fields = {
     verb,
     ...names,
@@ -278,10 +284,6 @@ function tell(
   else if (error instanceof SnapshotterError && error.kind !== ErrorKind.Internal) {
     log.info({ ...fields, error: error.message }, 'rpc');
   } else log.error({ ...fields, err: error }, 'rpc');
-}
-
-function isKind(error: unknown, kind: ErrorKind): boolean {
-  return error instanceof SnapshotterError && error.kind === kind;
 }
 
 const rounded = (milliseconds: number): number => Math.round(milliseconds * 1000) / 1000;

@@ -32,6 +32,8 @@ export interface CallContext {
 
 /** What a log line and a metric need to know of a call. Never labels. */
 export interface CallFacts {
+  /** Of the socket it came in by. */
+  readonly address: string;
   readonly service: string;
   readonly verb: string;
   /** The names in the request. */
@@ -45,11 +47,15 @@ export interface FinishedCall extends CallFacts {
   readonly code: status;
   /** What was thrown; null when the call succeeded. */
   readonly error: unknown;
+  /** False also for an error that the protocol expects. */
+  readonly failed: boolean;
 }
 
 /** One rpc. `run` gives one message, or yields any number of them for a streaming method. */
 export type Handler<M extends DescMethod> = {
   readonly names: (request: MessageShape<M['input']>) => Readonly<Record<string, string>>;
+  /** An error of this kind answers this request as it should be answered: it is not counted as a failure. */
+  readonly expects?: (request: MessageShape<M['input']>) => ErrorKind | null;
 } & (M['methodKind'] extends 'server_streaming'
   ? {
       readonly run: (
@@ -77,6 +83,7 @@ type AnyCall = Unary | Streaming;
 
 interface AnyHandler {
   readonly names: (request: unknown) => Readonly<Record<string, string>>;
+  readonly expects?: (request: unknown) => ErrorKind | null;
   readonly run: (request: unknown, context: CallContext) => unknown;
 }
 
@@ -104,7 +111,7 @@ export class RpcServer {
       'grpc.max_receive_message_length': kMessageMaxBytes,
       'grpc.max_send_message_length': kMessageMaxBytes,
     });
-    server.addService(definitionOf(service), this.#implementationOf(service, handlers));
+    server.addService(definitionOf(service), this.#implementationOf(address, service, handlers));
     const place = await claimSocketPlace(address);
     try {
       await new Promise<void>((resolve, reject) => {
@@ -161,20 +168,26 @@ export class RpcServer {
     }
   }
 
-  #implementationOf<S extends DescService>(service: S, handlers: Handlers<S>): UntypedServiceImplementation {
+  #implementationOf<S extends DescService>(
+    address: string,
+    service: S,
+    handlers: Handlers<S>,
+  ): UntypedServiceImplementation {
     const implementation: UntypedServiceImplementation = {};
     for (const method of service.methods) {
       const handler = handlers[method.localName] as unknown as AnyHandler;
       implementation[method.localName] =
-        method.methodKind === 'server_streaming' ? this.#streaming(method, handler) : this.#unary(method, handler);
+        method.methodKind === 'server_streaming'
+          ? this.#streaming(address, method, handler)
+          : this.#unary(address, method, handler);
     }
     return implementation;
   }
 
-  #unary(method: DescMethod, handler: AnyHandler): handleUnaryCall<Decoded, unknown> {
+  #unary(address: string, method: DescMethod, handler: AnyHandler): handleUnaryCall<Decoded, unknown> {
     return (call: Unary, reply: sendUnaryData<unknown>) => {
       const answer = async (): Promise<void> => {
-        const result = await this.#contained(method, handler, call, (request, context) =>
+        const result = await this.#contained(address, method, handler, call, (request, context) =>
           handler.run(request, context),
         );
         if (result.failure === null) reply(null, result.value);
@@ -184,10 +197,10 @@ export class RpcServer {
     };
   }
 
-  #streaming(method: DescMethod, handler: AnyHandler): handleServerStreamingCall<Decoded, unknown> {
+  #streaming(address: string, method: DescMethod, handler: AnyHandler): handleServerStreamingCall<Decoded, unknown> {
     return (call: Streaming) => {
       const answer = async (): Promise<void> => {
-        const result = await this.#contained(method, handler, call, async (request, context) => {
+        const result = await this.#contained(address, method, handler, call, async (request, context) => {
           for await (const message of handler.run(request, context) as AsyncIterable<unknown>) {
             context.signal.throwIfAborted();
             // The client reads slower than we list: wait for it, hold one batch.
@@ -203,6 +216,7 @@ export class RpcServer {
 
   /** A handler's outcome, whatever it does; never rejects by the handler's fault. */
   async #contained(
+    address: string,
     method: DescMethod,
     handler: AnyHandler,
     call: AnyCall,
@@ -213,6 +227,7 @@ export class RpcServer {
     const onCancelled = (): void => abort.abort();
     call.on('cancelled', onCancelled);
     let facts: CallFacts = {
+      address,
       service: method.parent.typeName,
       verb: method.localName,
       names: {},
@@ -221,10 +236,12 @@ export class RpcServer {
     let value: unknown;
     let error: unknown = null;
     let failure: WireStatus | null = null;
+    let expected: ErrorKind | null = null;
     try {
       const decoded = call.request;
       if ('problem' in decoded) throw new SnapshotterError(ErrorKind.InvalidArgument, decoded.problem);
       facts = { ...facts, names: handler.names(decoded.message) };
+      expected = handler.expects?.(decoded.message) ?? null;
       this.#running.set(call, { ...facts, startedAt });
       value = await run(decoded.message, { signal: abort.signal });
     } catch (thrown) {
@@ -242,6 +259,7 @@ export class RpcServer {
       milliseconds: performance.now() - startedAt,
       code: failure?.code ?? status.OK,
       error,
+      failed: failure !== null && !(error instanceof SnapshotterError && error.kind === expected),
     });
     return { value, failure };
   }

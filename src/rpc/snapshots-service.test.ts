@@ -326,6 +326,23 @@ describe('snapshots service at its edges', () => {
     ]);
   });
 
+  it('counts AlreadyExists as an answer where a layer was asked for, and as a failure elsewhere', async () => {
+    const worker = workerWith({
+      prepare: async ({ key }) => {
+        throw new SnapshotterError(ErrorKind.AlreadyExists, `prepare ${key}: there`);
+      },
+    });
+    await serving(worker, async (client, _server, finished) => {
+      const exists = fails(status.ALREADY_EXISTS, 'prepare k: there: already exists');
+      await assert.rejects(client.call('prepare', { key: 'k', labels: { [refLabel]: 'sha256:aa' } }), exists);
+      await assert.rejects(client.call('prepare', { key: 'k' }), exists);
+      assert.deepEqual(
+        finished.map(({ failed }) => failed),
+        [false, true],
+      );
+    });
+  });
+
   it('outlives a handler that throws, synchronously and later', async () => {
     const worker = workerWith({
       stat: () => {

@@ -1,6 +1,7 @@
 /** containerd.services.snapshots.v1.Snapshots over one Worker: translates, decides nothing. */
 import { create, type MessageShape } from '@bufbuild/protobuf';
 import { EmptySchema } from '@bufbuild/protobuf/wkt';
+import { ErrorKind } from '../base/errors.ts';
 import {
   ListSnapshotsResponseSchema,
   MountsResponseSchema,
@@ -24,6 +25,9 @@ import {
   wireSizeMax,
 } from './snapshots-codec.ts';
 
+/** A Prepare with this label asks for a layer; AlreadyExists is the answer that it is there. */
+const kRefLabel = 'containerd.io/snapshot.ref';
+
 /** containerd's own servers flush every 100. */
 export const kListBatch = 100;
 /** A quarter of the message limit: labels may be long, a message must not be. */
@@ -33,6 +37,7 @@ export function snapshotsHandlers(worker: Worker): Handlers<typeof Snapshots> {
   return {
     prepare: {
       names: ({ key, parent }) => named({ key, parent }),
+      expects: ({ labels }) => (Object.hasOwn(labels, kRefLabel) ? ErrorKind.AlreadyExists : null),
       run: async (message, { signal }) =>
         create(PrepareSnapshotResponseSchema, {
           mounts: wireMountsOf(await worker.prepare(prepareRequestOf(message), signal)),
