@@ -139,9 +139,9 @@ Status checkRecord(const Layout& layout) {
 Result<zfile::JumpTable> readJumpTable(const File& file, const zfile::Record& record) {
   zfile::JumpTable table(record.blockSize, kRecordSize + uint64_t{record.dictionarySize});
   // Piece by piece, so that a table that lies about its length costs no more memory than it has sound entries.
-  std::vector<std::byte> piece(64 * 1024);
-  uint32_t crc = zfile::kIndexCrcStart;
   uint64_t left = record.blockCount * kIndexEntrySize;
+  std::vector<std::byte> piece(static_cast<size_t>(std::min<uint64_t>(left, 64 * 1024)));
+  uint32_t crc = zfile::kIndexCrcStart;
   uint64_t at = record.indexOffset;
   while (left > 0) {
     const std::span<std::byte> part(piece.data(), static_cast<size_t>(std::min<uint64_t>(left, piece.size())));

@@ -262,6 +262,7 @@ Status TarWriter::write(std::span<const std::byte> data) {
   OBD_ASSERT(!finished_, "write after finish");
   if (!failure_.isOk()) return failure_;
   if (!started_) OBD_RETURN_IF_ERROR(start());
+  if (data.empty()) return Status::ok();
   OBD_RETURN_IF_ERROR(fail(below_.write(data)));
   sizeBytes_ += data.size();
   return Status::ok();

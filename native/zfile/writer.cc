@@ -262,7 +262,7 @@ Status ZFileWriter::drainOne() {
     index_.resize(index_.size() + kIndexEntrySize);
     zfile::storeLittle32(index_.data() + index_.size() - kIndexEntrySize, length);
   }
-  OBD_RETURN_IF_ERROR(fail(below_.write({chunk.output.get(), chunk.outputSize})));
+  if (chunk.outputSize > 0) OBD_RETURN_IF_ERROR(fail(below_.write({chunk.output.get(), chunk.outputSize})));
   position_ += chunk.outputSize;
   pool_->release();
   return Status::ok();
@@ -285,7 +285,7 @@ Status ZFileWriter::finish() {
   record.blockSize = options_.blockSize;
   record.algorithm = static_cast<uint8_t>(options_.algorithm);
   record.hasChecksums = options_.checksums;
-  OBD_RETURN_IF_ERROR(fail(below_.write(index_)));
+  if (!index_.empty()) OBD_RETURN_IF_ERROR(fail(below_.write(index_)));
   OBD_RETURN_IF_ERROR(fail(below_.write(zfile::encodeRecord(record))));
   OBD_RETURN_IF_ERROR(fail(below_.finish()));
   if (options_.rewriteHeaderIn != nullptr) {

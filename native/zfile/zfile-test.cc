@@ -243,12 +243,13 @@ TEST_P(RoundTrip, EveryShapeReadsBackAndDoesNotDependOnThreads) {
   const uint32_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   const std::array<size_t, 9> sizes = {0,         1,          511,        4096,       size_t{blockSize} - 1,
-                                       blockSize, 3 * size_t{blockSize} + 1, 256 * 1024, 1200003};
+                                       blockSize, 3 * size_t{blockSize} + 1, 256 * 1024, 700003};
   for (const size_t size : sizes) {
     const Bytes content = mixedContent(size, seed);
     for (const bool checksums : {true, false}) {
       for (const bool rewrite : {true, false}) {
         for (const bool tar : {true, false}) {
+          if (size > 100000 && rewrite != checksums) continue;  // half of the shapes for the long ones
           SCOPED_TRACE(std::to_string(size) + (checksums ? " crc" : "") + (rewrite ? " hdr" : "") + (tar ? " tar" : ""));
           Shape shape;
           shape.options = {.algorithm = algorithm, .blockSize = blockSize, .checksums = checksums,
@@ -265,8 +266,8 @@ TEST_P(RoundTrip, EveryShapeReadsBackAndDoesNotDependOnThreads) {
           Result<Bytes> back = readAll(*file.value());
           ASSERT_TRUE(back.isOk()) << back.status().toString();
           ASSERT_TRUE(back.value() == content);
-          if (size > 1000000 && rewrite && checksums) {
-            for (const uint32_t threads : {2U, 3U, 8U}) {
+          if (size > 600000 && rewrite && checksums) {
+            for (const uint32_t threads : {2U, 5U}) {
               shape.options.threads = threads;
               Result<Bytes> again = compress(content, shape);
               ASSERT_TRUE(again.isOk());
@@ -495,7 +496,7 @@ TEST(ZFileDamage, AnyFlippedBitIsAnErrorOrHarmless) {
   const uint32_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937 random(seed);
-  const Bytes content = mixedContent(60000, 4);
+  const Bytes content = mixedContent(20000, 4);
   size_t refused = 0;
   size_t harmless = 0;
   for (const Algorithm algorithm : {Algorithm::kLz4, Algorithm::kZstd}) {
@@ -508,11 +509,11 @@ TEST(ZFileDamage, AnyFlippedBitIsAnErrorOrHarmless) {
       Bytes stored = made.value();
       // All of both records' fields and the jump table, and a sample of the rest.
       std::vector<size_t> bits;
-      for (size_t bit = 0; bit < 128 * 8; bit++) bits.push_back(bit);
-      for (size_t byte = stored.size() - 512 - 60; byte < stored.size() - 400; byte++) {
+      for (size_t bit = 0; bit < 100 * 8; bit++) bits.push_back(bit);
+      for (size_t byte = stored.size() - 512 - 20; byte < stored.size() - 412; byte++) {
         for (size_t bit = 0; bit < 8; bit++) bits.push_back(byte * 8 + bit);
       }
-      for (int i = 0; i < 800; i++) bits.push_back(random() % (stored.size() * 8));
+      for (int i = 0; i < 300; i++) bits.push_back(random() % (stored.size() * 8));
       for (const size_t bit : bits) {
         stored[bit / 8] ^= static_cast<std::byte>(1U << (bit % 8));
         LayerFileKind kind;
