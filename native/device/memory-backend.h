@@ -15,7 +15,24 @@
 #include "base/assert.h"
 #include "io/block-backend.h"
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace obd {
+
+// An answered request happens before whatever its caller does next, also when that reaches us as another request on
+// another thread. The order goes through the kernel, where ThreadSanitizer cannot see it.
+class KernelOrder final {
+ public:
+#if defined(__SANITIZE_THREAD__)
+  void acquire() { __tsan_acquire(this); }
+  void release() { __tsan_release(this); }
+#else
+  void acquire() {}
+  void release() {}
+#endif
+};
 
 // Thread rule: all methods from any thread. Memory is reserved lazily, so large sizes cost nothing.
 class MemoryBackend final : public BlockBackend {
@@ -33,13 +50,17 @@ class MemoryBackend final : public BlockBackend {
 
   Status read(uint64_t offset, std::span<std::byte> out) override {
     OBD_RETURN_IF_ERROR(enter(readFault_, offset, out.size()));
+    order_.acquire();
     std::memcpy(out.data(), bytes_ + offset, out.size());
+    order_.release();
     return Status::ok();
   }
   Status write(uint64_t offset, std::span<const std::byte> data) override {
     OBD_ASSERT(!readOnly_, "write to a read-only backend");
     OBD_RETURN_IF_ERROR(enter(writeFault_, offset, data.size()));
+    order_.acquire();
     std::memcpy(bytes_ + offset, data.data(), data.size());
+    order_.release();
     return Status::ok();
   }
   Status discard(uint64_t offset, uint64_t length) override {
@@ -88,7 +109,21 @@ class MemoryBackend final : public BlockBackend {
     return zeroings_;
   }
   uint64_t flushes() const { return flushes_.load(); }
-  std::span<std::byte> bytes() { return {bytes_, sizeBytes_}; }
+  // The device's bytes, for one expression: what answered requests left behind, and what later ones find.
+  class Bytes final {
+   public:
+    Bytes(std::span<std::byte> bytes, KernelOrder& order) : bytes_(bytes), order_(order) { order_.acquire(); }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+    ~Bytes() { order_.release(); }
+    std::byte* data() const { return bytes_.data(); }
+    std::byte& operator[](size_t at) const { return bytes_[at]; }
+
+   private:
+    std::span<std::byte> bytes_;
+    KernelOrder& order_;
+  };
+  Bytes bytes() { return {{bytes_, sizeBytes_}, order_}; }
 
  private:
   Status enter(const Status& fault, uint64_t offset, uint64_t length) {
@@ -108,7 +143,9 @@ class MemoryBackend final : public BlockBackend {
   }
   Status clear(uint64_t offset, uint64_t length, Ranges& log) {
     const std::lock_guard lock(mutex_);
+    order_.acquire();
     std::memset(bytes_ + offset, 0, length);
+    order_.release();
     log.emplace_back(offset, length);
     return Status::ok();
   }
@@ -116,6 +153,7 @@ class MemoryBackend final : public BlockBackend {
   const uint64_t sizeBytes_;
   const bool readOnly_;
   std::byte* bytes_ = nullptr;
+  KernelOrder order_;
   std::atomic<uint64_t> flushes_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
