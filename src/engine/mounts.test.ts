@@ -34,8 +34,11 @@ function makeDir(dir: string, name: string): string {
 }
 
 /** A process in a mount namespace of its own that has a copy of all our mounts; ended with the test. */
-async function otherNamespace(t: TestContext): Promise<ChildProcess & { readonly pid: number }> {
-  const child = spawn('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', 'echo there; exec sleep 600'], {
+async function otherNamespace(
+  t: TestContext,
+  propagation: 'private' | 'slave' = 'private',
+): Promise<ChildProcess & { readonly pid: number }> {
+  const child = spawn('unshare', ['--mount', '--propagation', propagation, 'sh', '-c', 'echo there; exec sleep 600'], {
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   t.after(() => end(child));
@@ -215,6 +218,27 @@ describe('a device', () => {
     await end(child);
     for (let i = 0; i < 100 && (await mounts.isHeldElsewhere(device, target)); i++) await delay(10);
     assert.equal(await mounts.isHeldElsewhere(device, target), false);
+  });
+
+  it('is not held by a namespace that only receives our mounts and our unmounts', async (t) => {
+    const { dir, mounts, entry } = make(t);
+    const base = makeDir(dir, 'shared');
+    await mounts.mount(tmpfs('base'), base);
+    execFileSync('mount', ['--make-shared', base]);
+    const target = makeDir(base, 'mount point');
+    await mounts.mount(tmpfs('before'), target);
+    const child = await otherNamespace(t, 'slave');
+    const late = makeDir(base, 'late');
+    await mounts.mount(tmpfs('late'), late);
+    for (const place of [target, late]) {
+      const device = await entry(place);
+      assert.equal(await mounts.isHeldElsewhere(device, place), false);
+      await mounts.unmount(place);
+      const table = await loadNative(nativePath()).mountTable(String(child.pid));
+      assert.ok(!table.some(({ mountPoint }) => mountPoint === place));
+    }
+    await end(child);
+    await mounts.unmount(base);
   });
 
   it('is looked for in milliseconds', async (t) => {

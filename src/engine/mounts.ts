@@ -12,6 +12,7 @@ import type { Native } from './native.ts';
 import { errnoOf, fromNative } from './native-errors.ts';
 import { probeFileSystem } from './probe.ts';
 import { runProgram } from './programs.ts';
+import { echoesIn } from './propagation.ts';
 
 const kENOENT = 2;
 const kENXIO = 6;
@@ -205,7 +206,10 @@ async function isHeldInOtherNamespace(
     } catch {
       continue; // the process ended; a namespace it alone kept ended with it
     }
-    if (entries.some((entry) => holds(entry, device, mountPoint))) return true;
+    const holding = entries.filter((entry) => holds(entry, device, mountPoint));
+    if (holding.length === 0) continue;
+    const isEcho = await echoesIn(pid);
+    if (!holding.every(isEcho)) return true;
   }
   return false;
 }
