@@ -14,13 +14,20 @@ import { benchRpc } from './rpc-bench.ts';
 import { type Settings, settingsOf } from './settings.ts';
 import { print } from './table.ts';
 
-/** A blockd that reads layer files past the page cache, like its peers here, and an engine on it. */
-async function startEngine(work: Workdir): Promise<RealEngine> {
+async function startEngine(work: Workdir, directIo: boolean): Promise<RealEngine> {
   const socketPath = work.socket('bench-blockd.sock');
   const daemon = await Daemon.start(work, {
     name: 'bench-blockd',
     program: path.join(binDir, 'overlaybd-blockd'),
-    args: ['--socket', socketPath, '--run-dir', work.dir('bench-blockd'), '--direct-io', '--log-level', 'warn'],
+    args: [
+      '--socket',
+      socketPath,
+      '--run-dir',
+      work.dir('bench-blockd'),
+      '--log-level',
+      'warn',
+      ...(directIo ? ['--direct-io'] : []),
+    ],
   });
   await daemon.ready('accepts connections', () => accepts(socketPath));
   const native = loadNative(nativePath());
@@ -36,7 +43,7 @@ async function bench(settings: Settings): Promise<void> {
   await using work = new Workdir('bench');
   const wants = (part: Settings['parts'][number]): boolean => settings.parts.includes(part);
   if (wants('devices') || wants('attach')) {
-    const engine = await startEngine(work);
+    const engine = await startEngine(work, settings.directIo);
     if (wants('attach')) results['attach'] = await benchAttach(work, engine, settings);
     for (const medium of wants('devices') ? settings.media : []) {
       results[`devices ${medium}`] = await benchDevices(work, engine, settings, medium);

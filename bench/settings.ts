@@ -20,6 +20,8 @@ export interface Settings {
   readonly snapshots: readonly number[];
   /** Devices that exist while memory is measured. */
   readonly devices: readonly number[];
+  /** Whether our engine opens layer files past the page cache, as its peers here do. */
+  readonly directIo: boolean;
   /** Regular expression of the subjects to measure; raw is always measured. */
   readonly subjects: RegExp;
   readonly jobs: RegExp;
@@ -53,6 +55,7 @@ export function settingsOf(env: Readonly<Record<string, string | undefined>>): S
     sizeMiB: number('BENCH_SIZE_MIB', '512'),
     snapshots: numbers('BENCH_SNAPSHOTS', '10,1000,10000'),
     devices: numbers('BENCH_DEVICES', '0,1,100'),
+    directIo: env['BENCH_DIRECT_IO'] !== '0',
     subjects: new RegExp(env['BENCH_SUBJECTS'] ?? ''),
     jobs: new RegExp(env['BENCH_JOBS'] ?? ''),
     out: env['BENCH_OUT'] ?? null,
