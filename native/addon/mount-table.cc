@@ -17,6 +17,7 @@ namespace {
 constexpr size_t kReadBytes = 64 * 1024;
 // The kernel copies one page of option text.
 constexpr size_t kMountDataMax = 4095;
+constexpr unsigned long kBindFlags = MS_BIND | MS_REC;
 
 // The kernel writes space, tab, newline and backslash as three octal digits.
 std::string decodeEscapes(std::string_view text) {
@@ -176,14 +177,14 @@ Status mountFileSystem(const std::string& type, const std::string& source, const
                            std::to_string(kMountDataMax) + " are possible");
   }
   const bool isBind = (flags & MS_BIND) != 0 && (flags & MS_REMOUNT) == 0;
-  const unsigned long first = isBind ? flags & (MS_BIND | MS_REC) : flags;
+  const unsigned long first = isBind ? flags & kBindFlags : flags;
   if (::mount(source.c_str(), target.c_str(), type.c_str(), first, isBind ? nullptr : data.c_str()) != 0) {
     return fromErrno(context, errno);
   }
   // The kernel ignores every other flag of a bind.
-  if (isBind && (flags & ~(MS_BIND | MS_REC)) != 0) {
-    if (::mount(nullptr, target.c_str(), nullptr, (flags & ~MS_REC) | MS_REMOUNT, nullptr) != 0) {
-      const Status failed = fromErrno(context + ": flags", errno);
+  if (isBind && (flags & ~kBindFlags) != 0) {
+    if (::mount(nullptr, target.c_str(), nullptr, (flags & ~static_cast<unsigned long>(MS_REC)) | MS_REMOUNT, nullptr) != 0) {
+      Status failed = fromErrno(context + ": flags", errno);
       (void)::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
       return failed;
     }

@@ -47,11 +47,18 @@ class Cursor final {
   int fd() const { return here_.get(); }
   bool isAtTop() const { return path_.empty(); }
   const std::string& name() const { return path_.back().name; }
-  // For messages.
-  std::string describe() const {
+  // For messages: where it is, or an entry there, below the root of the walk.
+  std::string describe(const std::string& entry = "") const {
     std::string text;
     const size_t first = path_.size() > 8 ? path_.size() - 8 : 0;
-    for (size_t i = first; i < path_.size(); i++) text += "/" + path_[i].name;
+    for (size_t i = first; i < path_.size(); i++) {
+      text += '/';
+      text += path_[i].name;
+    }
+    if (!entry.empty()) {
+      text += '/';
+      text += entry;
+    }
     return text;
   }
 
@@ -116,13 +123,13 @@ Result<std::string> removeEntries(const Cursor& at) {
     const std::string name = entry->d_name;
     if (entry->d_type != DT_DIR) {
       if (::unlinkat(at.fd(), name.c_str(), 0) == 0 || errno == ENOENT) continue;
-      if (errno == EBUSY) return mountMet(at.describe() + "/" + name);
-      if (errno != EISDIR) return fromErrno("remove " + at.describe() + "/" + name, errno);
+      if (errno == EBUSY) return mountMet(at.describe(name));
+      if (errno != EISDIR) return fromErrno("remove " + at.describe(name), errno);
     }
     if (::unlinkat(at.fd(), name.c_str(), AT_REMOVEDIR) == 0 || errno == ENOENT) continue;
     if (errno == ENOTEMPTY || errno == EEXIST) return name;
-    if (errno == EBUSY) return mountMet(at.describe() + "/" + name);
-    return fromErrno("remove " + at.describe() + "/" + name, errno);
+    if (errno == EBUSY) return mountMet(at.describe(name));
+    return fromErrno("remove " + at.describe(name), errno);
   }
   if (errno != 0) return fromErrno("read folder " + at.describe(), errno);
   return std::string();
@@ -170,7 +177,7 @@ Status removeTree(const std::string& path) {
     if (!inner.empty()) {
       OwnFd child = openChild(at.fd(), inner);
       if (!child.isValid()) {
-        const std::string where = path + at.describe() + "/" + inner;
+        const std::string where = path + at.describe(inner);
         return errno == EXDEV ? mountMet(where) : fromErrno("open " + where, errno);
       }
       OBD_RETURN_IF_ERROR(at.enter(inner, std::move(child)));
@@ -179,7 +186,7 @@ Status removeTree(const std::string& path) {
     if (at.isAtTop()) break;
     OBD_ASSIGN_OR_RETURN(const std::string left, at.leave());
     if (::unlinkat(at.fd(), left.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
-      const std::string where = path + at.describe() + "/" + left;
+      const std::string where = path + at.describe(left);
       return errno == EBUSY ? mountMet(where) : fromErrno("remove " + where, errno);
     }
   }
@@ -211,7 +218,7 @@ Result<TreeUsage> measureTree(const std::string& path, const std::vector<std::st
       struct statx info = {};
       if (::statx(at.fd(), name.c_str(), AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &info) != 0) {
         if (errno == ENOENT) continue;
-        return fromErrno("stat " + at.describe() + "/" + name, errno);
+        return fromErrno("stat " + at.describe(name), errno);
       }
       if ((info.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0) continue;
       const bool isDir = S_ISDIR(info.stx_mode);
@@ -241,7 +248,7 @@ Result<TreeUsage> measureTree(const std::string& path, const std::vector<std::st
     OwnFd child = openChild(at.fd(), name);
     if (!child.isValid()) {
       if (errno == ENOENT || errno == EXDEV || errno == ENOTDIR) continue;
-      return fromErrno("open " + path + at.describe() + "/" + name, errno);
+      return fromErrno("open " + path + at.describe(name), errno);
     }
     OBD_RETURN_IF_ERROR(at.enter(name, std::move(child)).withContext(path));
     OBD_RETURN_IF_ERROR(visit().withContext(path));
