@@ -205,7 +205,7 @@ function reasonIn(line: string): string | undefined {
 
 /** What a person needs of a failed run: the lines of failed sub-tests, without the log of every call. */
 function complaint(output: string): string {
-  const lines = output.split('\n').filter((line) => !/level=(debug|info|trace)|^=== /.test(line));
+  const lines = output.split('\n').filter((line) => !/level=(debug|info|trace)|^=== |: unmount \//.test(line));
   return lines.slice(-200).join('\n');
 }
 
