@@ -55,12 +55,13 @@ describe('snapshots codec', () => {
 
   it('counts a label in bytes, key and value together', () => {
     const fits = { k: 'v'.repeat(kLabelMaxBytes - 1) };
-    assert.deepEqual(labelsOf(fits), fits);
-    assert.throws(() => labelsOf({ k: 'v'.repeat(kLabelMaxBytes) }), invalid);
-    assert.throws(() => labelsOf({ 日: '本'.repeat(1365) }), invalid);
-    assert.throws(() => labelsOf({ '': 'v' }), invalid);
-    assert.throws(() => labelsOf({ 'k\0': 'v' }), invalid);
-    assert.throws(() => labelsOf({ k: 'v\0' }), invalid);
+    assert.deepEqual(labelsOf('s1', fits), fits);
+    assert.throws(() => labelsOf('s1', { k: 'v'.repeat(kLabelMaxBytes) }), invalid);
+    assert.throws(() => labelsOf('s1', { 日: '本'.repeat(1365) }), invalid);
+    assert.throws(() => labelsOf('s1', { '': 'v' }), invalid);
+    assert.throws(() => labelsOf('s1', { 'k\0': 'v' }), /s1: label/);
+    assert.throws(() => labelsOf('s1', { 'k\0': 'v' }), invalid);
+    assert.throws(() => labelsOf('s1', { k: 'v\0' }), invalid);
   });
 
   it("takes Go's zero time in an update, and ignores all of info but name and labels", () => {

@@ -45,18 +45,21 @@ export function requiredName(field: string, value: string): string {
   return optionalName(field, value);
 }
 
-/** Empty values are no labels: clients send them to say "none". */
-export function labelsOf(labels: Readonly<Record<string, string>>): Labels {
+/** Empty values are no labels: clients send them to say "none". Refusals name the snapshot. */
+export function labelsOf(snapshot: string, labels: Readonly<Record<string, string>>): Labels {
   const kept: [string, string][] = [];
   for (const [key, value] of Object.entries(labels)) {
     const shown = JSON.stringify(key.length > 128 ? `${key.slice(0, 128)}…` : key);
-    if (key === '') refuse('labels', 'have an empty key');
-    if (key.includes('\0')) refuse(`label ${shown}`, 'has a NUL in its key');
+    if (key === '') refuse(`${snapshot}: labels`, 'have an empty key');
+    if (key.includes('\0')) refuse(`${snapshot}: label ${shown}`, 'has a NUL in its key');
     const bytes = Buffer.byteLength(key) + Buffer.byteLength(value);
     if (bytes > kLabelMaxBytes) {
-      refuse(`label ${shown}`, `is ${bytes} bytes long with its value, at most ${kLabelMaxBytes} are allowed`);
+      refuse(
+        `${snapshot}: label ${shown}`,
+        `is ${bytes} bytes long with its value, at most ${kLabelMaxBytes} are allowed`,
+      );
     }
-    if (value.includes('\0')) refuse(`label ${shown}`, 'contains a NUL');
+    if (value.includes('\0')) refuse(`${snapshot}: label ${shown}`, 'contains a NUL');
     if (value !== '') kept.push([key, value]);
   }
   return Object.fromEntries(kept);
@@ -66,7 +69,7 @@ export function prepareRequestOf(message: PrepareSnapshotRequest | ViewSnapshotR
   return {
     key: requiredName('key', message.key),
     parent: optionalName('parent', message.parent),
-    labels: labelsOf(message.labels),
+    labels: labelsOf(message.key, message.labels),
   };
 }
 
@@ -74,7 +77,7 @@ export function commitRequestOf(message: CommitSnapshotRequest): CommitRequest {
   return {
     name: requiredName('name', message.name),
     key: requiredName('key', message.key),
-    labels: labelsOf(message.labels),
+    labels: labelsOf(message.key, message.labels),
     parent: optionalName('parent', message.parent),
   };
 }
@@ -84,7 +87,7 @@ export function updateRequestOf(message: UpdateSnapshotRequest): UpdateRequest {
   if (message.info === undefined) refuse('info', 'is missing');
   return {
     name: requiredName('info.name', message.info.name),
-    labels: labelsOf(message.info.labels),
+    labels: labelsOf(message.info.name, message.info.labels),
     paths: (message.updateMask?.paths ?? []).map((path) => optionalName('update_mask.paths', path)),
   };
 }
