@@ -147,6 +147,8 @@ export class DevicePool {
     const { mounts } = this.#need.engine;
     await mounts.thaw(this.#mountPoint(id));
     await mounts.unmount(this.#mountPoint(id));
+    // Unknown = success: whoever answered "absent" a moment ago may have been a block daemon that was only just starting.
+    await this.#need.engine.devices.detach(id);
   }
 
   /** Looks at the world; writes only when the record was wrong or a change was left open. */
