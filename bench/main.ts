@@ -14,20 +14,13 @@ import { benchRpc } from './rpc-bench.ts';
 import { type Settings, settingsOf } from './settings.ts';
 import { print } from './table.ts';
 
-async function startEngine(work: Workdir, directIo: boolean): Promise<RealEngine> {
+async function startEngine(work: Workdir, { directIo, threads }: Settings): Promise<RealEngine> {
   const socketPath = work.socket('bench-blockd.sock');
+  const tuning = [...(directIo ? ['--direct-io'] : []), ...(threads > 0 ? ['--threads', String(threads)] : [])];
   const daemon = await Daemon.start(work, {
     name: 'bench-blockd',
     program: path.join(binDir, 'overlaybd-blockd'),
-    args: [
-      '--socket',
-      socketPath,
-      '--run-dir',
-      work.dir('bench-blockd'),
-      '--log-level',
-      'warn',
-      ...(directIo ? ['--direct-io'] : []),
-    ],
+    args: ['--socket', socketPath, '--run-dir', work.dir('bench-blockd'), '--log-level', 'warn', ...tuning],
   });
   await daemon.ready('accepts connections', () => accepts(socketPath));
   const native = loadNative(nativePath());
@@ -43,7 +36,7 @@ async function bench(settings: Settings): Promise<void> {
   await using work = new Workdir('bench');
   const wants = (part: Settings['parts'][number]): boolean => settings.parts.includes(part);
   if (wants('devices') || wants('attach')) {
-    const engine = await startEngine(work, settings.directIo);
+    const engine = await startEngine(work, settings);
     if (wants('attach')) results['attach'] = await benchAttach(work, engine, settings);
     for (const medium of wants('devices') ? settings.media : []) {
       results[`devices ${medium}`] = await benchDevices(work, engine, settings, medium);

@@ -22,6 +22,8 @@ export interface Settings {
   readonly devices: readonly number[];
   /** Whether our engine opens layer files past the page cache, as its peers here do. */
   readonly directIo: boolean;
+  /** Request threads of each of our devices; 0 = what the daemon takes by itself. */
+  readonly threads: number;
   /** Regular expression of the subjects to measure; raw is always measured. */
   readonly subjects: RegExp;
   readonly jobs: RegExp;
@@ -56,6 +58,7 @@ export function settingsOf(env: Readonly<Record<string, string | undefined>>): S
     snapshots: numbers('BENCH_SNAPSHOTS', '10,1000,10000'),
     devices: numbers('BENCH_DEVICES', '0,1,100'),
     directIo: env['BENCH_DIRECT_IO'] !== '0',
+    threads: Number(env['BENCH_THREADS'] ?? '0'),
     subjects: new RegExp(env['BENCH_SUBJECTS'] ?? ''),
     jobs: new RegExp(env['BENCH_JOBS'] ?? ''),
     out: env['BENCH_OUT'] ?? null,
