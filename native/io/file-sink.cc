@@ -13,7 +13,7 @@ FileSink::FileSink(File& file, uint64_t startOffset)
     : file_(file), offset_(startOffset), buffer_(std::make_unique<std::byte[]>(kBufferSize)) {}
 
 Status FileSink::write(std::span<const std::byte> data) {
-  OBD_RETURN_IF_ERROR(failure_);
+  if (data.empty() || !failure_.isOk()) return failure_;
   if (data.size() > kBufferSize - used_) OBD_RETURN_IF_ERROR(flushBuffer());
   if (data.size() >= kBufferSize) {
     failure_ = file_.pwrite(data, offset_);
