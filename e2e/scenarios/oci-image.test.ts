@@ -46,13 +46,9 @@ for (const ociLayers of ['overlayfs', 'block'] as const) {
 
       await stand.ctr('images', 'import', '--snapshotter', 'overlaybd', archive);
       const target = work.dir('mounted');
-      await stand.ctr('images', 'mount', '--snapshotter', 'overlaybd', reference, target);
-      try {
-        assert.deepEqual(treeOf(target), treeOf(expected));
-        assert.throws(() => rmSync(path.join(target, 'hello')), /EROFS|Read-only file system/);
-      } finally {
-        await stand.ctr('images', 'unmount', '--rm', '--snapshotter', 'overlaybd', target);
-      }
+      await using _mounted = await stand.mountImage(target);
+      assert.deepEqual(treeOf(target), treeOf(expected));
+      assert.throws(() => rmSync(path.join(target, 'hello')), /EROFS|Read-only file system/);
     });
   });
 }

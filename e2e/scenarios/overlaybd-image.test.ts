@@ -27,32 +27,28 @@ it('layers written by upstream are recognised, and the tree is the one upstream 
   const reference = await push(stand.registry.host, 't/fixture', 'latest', imageOf(layers));
   await stand.ctr('images', 'pull', '--plain-http', '--snapshotter', 'overlaybd', reference);
   const target = stand.work.dir('mounted');
-  await stand.ctr('images', 'mount', '--snapshotter', 'overlaybd', reference, target);
-  try {
-    const tree = treeOf(target);
-    const expected = JSON.parse(readFileSync(path.join(fixture, 'tree1.json'), 'utf8')) as readonly {
-      readonly path: string;
-      readonly mode: string;
-      readonly uid: number;
-      readonly gid: number;
-      readonly sha256?: string;
-    }[];
-    const files = expected.filter((entry) => entry.mode.startsWith('100'));
-    assert.ok(files.length > 5);
-    for (const file of files) {
-      const mode = (Number.parseInt(file.mode, 8) & 0o7777).toString(8);
-      assert.equal(tree.get(file.path), `file ${mode} ${file.uid}:${file.gid} ${file.sha256}`, file.path);
-    }
-    assert.deepEqual(
-      [...tree.keys()].sort(),
-      expected
-        .map((entry) => entry.path)
-        .filter((name) => name !== 'lost+found')
-        .sort(),
-    );
-  } finally {
-    await stand.ctr('images', 'unmount', '--rm', '--snapshotter', 'overlaybd', target);
+  await using _mounted = await stand.mountImage(target);
+  const tree = treeOf(target);
+  const expected = JSON.parse(readFileSync(path.join(fixture, 'tree1.json'), 'utf8')) as readonly {
+    readonly path: string;
+    readonly mode: string;
+    readonly uid: number;
+    readonly gid: number;
+    readonly sha256?: string;
+  }[];
+  const files = expected.filter((entry) => entry.mode.startsWith('100'));
+  assert.ok(files.length > 5);
+  for (const file of files) {
+    const mode = (Number.parseInt(file.mode, 8) & 0o7777).toString(8);
+    assert.equal(tree.get(file.path), `file ${mode} ${file.uid}:${file.gid} ${file.sha256}`, file.path);
   }
+  assert.deepEqual(
+    [...tree.keys()].sort(),
+    expected
+      .map((entry) => entry.path)
+      .filter((name) => name !== 'lost+found')
+      .sort(),
+  );
   assert.ok(readdirSync(path.join(stand.snapshotter.root, 'snapshots')).length >= 2);
 });
 

@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict';
 import { type ServiceError, status } from '@grpc/grpc-js';
 import { Containerd } from '../harness/containerd.ts';
+import { mount, unmount } from '../harness/mounts.ts';
 import { type Registry, startRegistry } from '../harness/registry.ts';
-import type { SnapshotsClient } from '../harness/rpc-client.ts';
+import { SnapshotsClient } from '../harness/rpc-client.ts';
 import { removeAll, type ServedDevice, servedDevices, untilNothingIsLeft } from '../harness/settled.ts';
 import { Blockd, Snapshotter, type SnapshotterOptions } from '../harness/snapshotter.ts';
 import { Workdir } from '../harness/workdir.ts';
@@ -93,6 +94,26 @@ export class Stand implements AsyncDisposable {
     await this.ctr('snapshots', '--snapshotter', 'overlaybd', 'prepare', id, '');
     await this.ctr('snapshots', '--snapshotter', 'overlaybd', 'rm', id);
     await this.ctr('leases', 'delete', '--sync', id);
+  }
+
+  /** Mounts the only image there is read-only, as `ctr images mount` would: in 1.6 that one ignores its --snapshotter. */
+  async mountImage(target: string): Promise<AsyncDisposable> {
+    const client = new SnapshotsClient(this.containerd.address, {
+      headers: { 'containerd-namespace': this.containerd.namespace },
+    });
+    const committed = await client.list('kind==committed');
+    const parents = new Set(committed.map((info) => info.parent));
+    const tops = committed.filter((info) => !parents.has(info.name));
+    assert.equal(tops.length, 1, 'one image');
+    const key = `image at ${target}`;
+    await mount(await client.view(key, tops[0]?.name ?? '', { 'containerd.io/gc.root': 'mounted' }), target);
+    return {
+      [Symbol.asyncDispose]: async () => {
+        await unmount(target);
+        await client.remove(key);
+        client[Symbol.dispose]();
+      },
+    };
   }
 
   /** Containers, images and snapshots of containerd go, then its garbage; our store must be empty after it. */
