@@ -2,10 +2,10 @@
  * costs us is printed; asserted is only that no call fails or waits behind the others. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { it } from 'node:test';
+import { it, type TestContext } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SnapshotsClient } from '../harness/rpc-client.ts';
-import { Stand } from './stand.ts';
+import { Stand, told } from './stand.ts';
 
 const snapshots = 2000;
 const seconds = process.env['DOSE'] === 'long' ? 300 : 60;
@@ -19,44 +19,47 @@ function cpuMs(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) * 10;
 }
 
-it(`the statistics loop over ${snapshots} snapshots runs without an error or a stall for ${seconds} s`, async (t) => {
-  await using stand = await Stand.start('cri-stats', { containerd: 'cri' });
-  // The loop looks at the namespace of Kubernetes.
-  using cri = new SnapshotsClient(stand.containerd.address, { headers: { 'containerd-namespace': 'k8s.io' } });
-  const labels = { 'containerd.io/gc.root': 'kept by the scenario' };
-  const began = performance.now();
-  await cri.prepare('layer-active', '', labels);
-  await cri.commit('layer', 'layer-active', labels);
-  const keys = Array.from({ length: snapshots }, (_, index) => `container-${index}`);
-  for (let start = 0; start < keys.length; start += 16) {
-    await Promise.all(keys.slice(start, start + 16).map((key) => cri.prepare(key, 'layer', labels)));
-  }
-  t.diagnostic(`prepared ${snapshots} snapshots through containerd in ${Math.round(performance.now() - began)} ms`);
+it(
+  `the statistics loop over ${snapshots} snapshots runs without an error or a stall for ${seconds} s`,
+  told(async (t: TestContext) => {
+    await using stand = await Stand.start('cri-stats', { containerd: 'cri' });
+    // The loop looks at the namespace of Kubernetes.
+    using cri = new SnapshotsClient(stand.containerd.address, { headers: { 'containerd-namespace': 'k8s.io' } });
+    const labels = { 'containerd.io/gc.root': 'kept by the scenario' };
+    const began = performance.now();
+    await cri.prepare('layer-active', '', labels);
+    await cri.commit('layer', 'layer-active', labels);
+    const keys = Array.from({ length: snapshots }, (_, index) => `container-${index}`);
+    for (let start = 0; start < keys.length; start += 16) {
+      await Promise.all(keys.slice(start, start + 16).map((key) => cri.prepare(key, 'layer', labels)));
+    }
+    t.diagnostic(`prepared ${snapshots} snapshots through containerd in ${Math.round(performance.now() - began)} ms`);
 
-  const { pid } = stand.snapshotter.daemon;
-  const cpuBefore = cpuMs(pid);
-  const start = performance.now();
-  const latencies: number[] = [];
-  while (performance.now() - start < seconds * 1000) {
-    const key = `probe-${latencies.length}`;
-    const asked = performance.now();
-    await cri.prepare(key, 'layer', labels);
-    await cri.remove(key);
-    await stand.client.stat((await stand.client.list('kind==committed'))[0]?.name ?? '');
-    latencies.push(performance.now() - asked);
-    await delay(200);
-  }
-  const elapsed = performance.now() - start;
-  const worst = Math.max(...latencies);
-  const load = ((cpuMs(pid) - cpuBefore) / elapsed) * 100;
-  t.diagnostic(
-    `snapshotter CPU ${load.toFixed(1)} % of one core over ${Math.round(elapsed / 1000)} s, with a probe every 0.2 s; slowest probe ${Math.round(worst)} ms`,
-  );
-  assert.ok(worst < stallMs, `a call waited ${Math.round(worst)} ms`);
+    const { pid } = stand.snapshotter.daemon;
+    const cpuBefore = cpuMs(pid);
+    const start = performance.now();
+    const latencies: number[] = [];
+    while (performance.now() - start < seconds * 1000) {
+      const key = `probe-${latencies.length}`;
+      const asked = performance.now();
+      await cri.prepare(key, 'layer', labels);
+      await cri.remove(key);
+      await stand.client.stat((await stand.client.list('kind==committed'))[0]?.name ?? '');
+      latencies.push(performance.now() - asked);
+      await delay(200);
+    }
+    const elapsed = performance.now() - start;
+    const worst = Math.max(...latencies);
+    const load = ((cpuMs(pid) - cpuBefore) / elapsed) * 100;
+    t.diagnostic(
+      `snapshotter CPU ${load.toFixed(1)} % of one core over ${Math.round(elapsed / 1000)} s, with a probe every 0.2 s; slowest probe ${Math.round(worst)} ms`,
+    );
+    assert.ok(worst < stallMs, `a call waited ${Math.round(worst)} ms`);
 
-  // Off the books before the stand empties the default namespace.
-  for (let from = 0; from < keys.length; from += 64) {
-    await Promise.all(keys.slice(from, from + 64).map((key) => cri.remove(key)));
-  }
-  await cri.remove('layer');
-});
+    // Off the books before the stand empties the default namespace.
+    for (let from = 0; from < keys.length; from += 64) {
+      await Promise.all(keys.slice(from, from + 64).map((key) => cri.remove(key)));
+    }
+    await cri.remove('layer');
+  }),
+);

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { type ServiceError, status } from '@grpc/grpc-js';
 import { Containerd } from '../harness/containerd.ts';
 import { mount, unmount } from '../harness/mounts.ts';
+import { until } from '../harness/processes.ts';
 import { type Registry, startRegistry } from '../harness/registry.ts';
 import { SnapshotsClient } from '../harness/rpc-client.ts';
 import { removeAll, type ServedDevice, servedDevices, untilNothingIsLeft } from '../harness/settled.ts';
@@ -82,6 +83,12 @@ export class Stand implements AsyncDisposable {
     return this.containerd.ctr(args);
   }
 
+  /** Starts the snapshotter again; returns when our client, which backs off after failures, has found it. */
+  async startAgain(): Promise<void> {
+    await this.snapshotter.start();
+    await until('the client is connected again', async () => (await this.client.list('name==nobody')).length === 0);
+  }
+
   devices(): Promise<readonly ServedDevice[]> {
     return servedDevices(this.blockd.address);
   }
@@ -139,7 +146,7 @@ export class Stand implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     try {
-      if (this.snapshotter.daemon.exit !== null) await this.snapshotter.start();
+      if (this.snapshotter.daemon.exit !== null) await this.startAgain();
       await this.empty();
     } finally {
       this.client[Symbol.dispose]();
@@ -181,4 +188,19 @@ export function seededRandom(): { readonly seed: number; readonly next: (below: 
     return ((value ^ (value >>> 14)) >>> 0) % below;
   };
   return { seed, next };
+}
+
+/** A test body whose failure is told whole: when the clean-up fails too, the runner would show that alone. */
+export function told<Args extends readonly unknown[]>(body: (...args: Args) => Promise<void>) {
+  return async (...args: Args): Promise<void> => {
+    try {
+      await body(...args);
+    } catch (error) {
+      if (!(error instanceof SuppressedError)) throw error;
+      const text = (part: unknown): string => (part instanceof Error ? (part.stack ?? part.message) : String(part));
+      throw new Error(`${text(error.suppressed)}\nand then, cleaning up: ${text(error.error)}`, {
+        cause: error.suppressed,
+      });
+    }
+  };
 }
