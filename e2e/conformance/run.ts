@@ -130,6 +130,7 @@ async function prepareTarget(work: Workdir, combination: Combination): Promise<R
   const template = new Snapshotter(work, blockd, options);
   return {
     target: 'daemon',
+    blockd: blockd.address,
     stores: work.dir('stores'),
     sockets: work.sockets,
     command: [path.join(binDir, 'overlaybd-snapshotter')],

@@ -14,10 +14,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -48,6 +50,8 @@ type settings struct {
 	Command []string `json:"command"`
 	// Config is the daemon's configuration; root and address are filled in per sub-test.
 	Config map[string]interface{} `json:"config"`
+	// Blockd is the control socket of the block daemon that all of them share.
+	Blockd string `json:"blockd"`
 	// Address and Snapshotter are containerd's socket and the plugin name, for target "containerd".
 	Address     string `json:"address"`
 	Snapshotter string `json:"snapshotter"`
@@ -104,7 +108,7 @@ func (s settings) overSocket(ctx context.Context, root string) (snapshots.Snapsh
 		if err := emptyStore(ctx, sn, work); err != nil {
 			return d.explain(err)
 		}
-		if err := waitUntilNothingIsLeft(d.root); err != nil {
+		if err := s.waitUntilNothingIsLeft(d.root); err != nil {
 			return d.explain(err)
 		}
 		if err := d.stop(); err != nil {
@@ -177,7 +181,7 @@ func emptyStore(ctx context.Context, sn snapshots.Snapshotter, work string) erro
 }
 
 // waitUntilNothingIsLeft waits for the background half of Remove.
-func waitUntilNothingIsLeft(root string) error {
+func (s settings) waitUntilNothingIsLeft(root string) error {
 	deadline := time.Now().Add(settleDeadline)
 	for {
 		points, err := mountsBelow(root)
@@ -188,7 +192,11 @@ func waitUntilNothingIsLeft(root string) error {
 		if err != nil && !os.IsNotExist(err) {
 			return err
 		}
-		if len(points) == 0 && len(entries) == 0 {
+		devices, err := s.devicesOf(root)
+		if err != nil {
+			return err
+		}
+		if len(points) == 0 && len(entries) == 0 && len(devices) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {
@@ -196,10 +204,44 @@ func waitUntilNothingIsLeft(root string) error {
 			for _, e := range entries {
 				left = append(left, e.Name())
 			}
-			return fmt.Errorf("left behind after removing everything: mounts %v, directories %v", points, left)
+			return fmt.Errorf("left behind after removing everything: mounts %v, directories %v, devices %v",
+				points, left, devices)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// devicesOf asks the block daemon which devices of this store it serves, as a person would with curl.
+func (s settings) devicesOf(root string) ([]string, error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.Blockd)
+		},
+	}}
+	response, err := client.Post("http://blockd/overlaybd.control.v1.BlockDaemon/ListDevices", "application/json",
+		strings.NewReader("{}"))
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	defer response.Body.Close()
+	var answer struct {
+		Devices []struct {
+			ID         string `json:"id"`
+			Path       string `json:"path"`
+			ConfigPath string `json:"configPath"`
+		} `json:"devices"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		return nil, fmt.Errorf("list devices: %s: %w", response.Status, err)
+	}
+	var found []string
+	for _, device := range answer.Devices {
+		if strings.HasPrefix(device.ConfigPath, root+"/") {
+			found = append(found, fmt.Sprintf("%s (%s)", device.ID, device.Path))
+		}
+	}
+	return found, nil
 }
 
 // mountsBelow lists mount points under dir, deepest first.
