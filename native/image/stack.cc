@@ -21,7 +21,7 @@ Result<std::string> locateLower(const LowerConfig& lower, const std::string& rep
       std::string path = lower.dir + name;
       struct stat st {};
       if (::stat(path.c_str(), &st) == 0) return path;
-      if (errno != ENOENT && errno != ENOTDIR) return fromErrno(context + " (" + path + ")", errno);
+      if (errno != ENOENT && errno != ENOTDIR) return fromErrno(path, errno).withContext(context);
     }
   }
   if (lower.digest.empty()) return notFound(context + " (" + lower.dir + "): no local copy and no digest");

@@ -350,7 +350,7 @@ Status AppendUpper::seal() {
     OBD_ASSIGN_OR_RETURN(const uint64_t size, data_->size());
     return writeSealedEnd(std::max(end, roundUp(size, kSectorSize)), live);
   };
-  const Status status = finish();
+  Status status = finish();
   if (!status.isOk()) {
     // Writable again. Whatever was written of the end goes, or stays as garbage behind the data.
     static_cast<void>(data_->truncate(end));

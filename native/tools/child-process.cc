@@ -29,6 +29,7 @@ Status runProgram(const std::vector<std::string>& argv, const std::vector<int>& 
   posix_spawn_file_actions_adddup2(&actions, input.get(), STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, input.get(), STDERR_FILENO);
   std::vector<char*> pointers;
+  pointers.reserve(argv.size() + 1);
   for (const std::string& word : argv) pointers.push_back(const_cast<char*>(word.c_str()));
   pointers.push_back(nullptr);
   pid_t pid = -1;

@@ -45,7 +45,7 @@ Status writeOnce(const LayerTarget& target, const LayerFormat& format, const std
 Status writeLayerFile(const LayerTarget& target, const LayerFormat& format,
                       const std::function<Status(Sink&)>& produce) {
   bool blockTooLarge = false;
-  const Status status = writeOnce(target, format, produce, &blockTooLarge);
+  Status status = writeOnce(target, format, produce, &blockTooLarge);
   if (status.isOk() || !blockTooLarge) return status;
   std::cerr << "note: some data does not compress, and 64 KiB blocks of it could not be read by every reader; "
                "writing blocks of 32 KiB instead\n";

@@ -45,7 +45,7 @@ Status OutputFile::openPartial() {
     named_.emplace(partialPath());
     fd = OwnFd(::open(partialPath().c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, kMode));
     if (!fd.isValid()) {
-      const Status status = fromErrno(partialPath(), errno);
+      Status status = fromErrno(partialPath(), errno);
       named_.reset();
       return status;
     }
@@ -62,7 +62,7 @@ Status OutputFile::publish() {
     named_.emplace(partialPath());
     const std::string self = "/proc/self/fd/" + std::to_string(fd_);
     if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, partialPath().c_str(), AT_SYMLINK_FOLLOW) != 0) {
-      const Status status = fromErrno(partialPath(), errno);
+      Status status = fromErrno(partialPath(), errno);
       named_.reset();
       return status;
     }

@@ -68,7 +68,7 @@ Status attach(const ControlClient& client, const Arguments& arguments) {
 }
 
 Status detach(const ControlClient& client, const Arguments& arguments) {
-  const Status status =
+  Status status =
       client.call("Detach", {{"owner", kOwner}, {"id", arguments.id}}, kTimeout).status();
   if (arguments.verbose) std::cerr << "detach " << arguments.id << ": " << status.toString() << '\n';
   return status;

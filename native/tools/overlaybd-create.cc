@@ -34,7 +34,7 @@ obd::Status run(const CLI::App& app, const Arguments& arguments) {
   if (arguments.mkfs) {
     const PartialPath data(arguments.data);
     const PartialPath index(arguments.index);
-    const Status made = makeExt4(arguments.data, arguments.index);
+    Status made = makeExt4(arguments.data, arguments.index);
     if (!made.isOk()) {
       ::unlink(arguments.data.c_str());
       ::unlink(arguments.index.c_str());
