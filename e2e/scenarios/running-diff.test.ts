@@ -20,9 +20,10 @@ for (const mode of ['overlayfs', 'dir', 'dev'] as const) {
       const reference = await push(stand.registry.host, 't/bb', 'latest', await busyboxImage(work));
       await stand.ctr('images', 'pull', '--plain-http', '--snapshotter', 'overlaybd', reference);
       const label = mode === 'overlayfs' ? [] : ['--snapshotter-label', `${writableLabel}=${mode}`];
-      // The container writes all the time and stops at the first error.
+      // The container writes all the time and stops at the first error. In place and without a change of size: the
+      // differ lists a file and then reads it, and takes one that is gone or grown in between for an error.
       const loop =
-        'echo first > /data/first; i=0; while echo $i > /data/counter.new && /bin/busybox mv /data/counter.new /data/counter; do i=$((i+1)); done; echo broken > /data/broken';
+        'echo first > /data/first; i=0; while printf %08d $i 1<> /data/counter; do i=$((i+1)); done; echo broken > /data/broken';
       await stand.ctr('run', '-d', '--snapshotter', 'overlaybd', ...label, reference, 'c1', '/bin/sh', '-c', loop);
       const exec = (...command: string[]): Promise<string> =>
         stand.ctr('tasks', 'exec', '--exec-id', 'e', 'c1', ...command);
