@@ -170,6 +170,37 @@ describe('unmounting', () => {
   });
 });
 
+describe('a frozen file system', () => {
+  it('holds writes until it is thawed; freezing or thawing it twice is success', async (t) => {
+    const { dir, mounts } = make(t);
+    const [image, target] = [join(dir, 'image'), makeDir(dir, 'mountpoint')];
+    execFileSync('truncate', ['--size', '16M', image]);
+    execFileSync('mkfs.ext4', ['-q', image]);
+    execFileSync('mount', ['-o', 'loop', image, target]);
+    t.after(async () => {
+      await mounts.thaw(target);
+      await mounts.unmount(target);
+    });
+    await mounts.freeze(target);
+    await mounts.freeze(target);
+    const writer = spawn('sh', ['-c', 'echo x > "$0"', join(target, 'file')], { stdio: 'ignore' });
+    const ended = new Promise<number | null>((resolve) => writer.once('exit', resolve));
+    assert.equal(await Promise.race([ended, delay(100, 'waits')]), 'waits');
+    await mounts.thaw(target);
+    assert.equal(await ended, 0);
+    await mounts.thaw(target);
+    await mounts.unmount(target);
+    await mounts.thaw(target);
+  });
+
+  it('is refused where nothing can be frozen', async (t) => {
+    const { dir, mounts } = make(t);
+    const target = makeDir(dir, 'mountpoint');
+    await mounts.mount(tmpfs('x'), target);
+    await assert.rejects(mounts.freeze(target), failsAs(ErrorKind.Internal, target));
+  });
+});
+
 describe('a device', () => {
   it('is held by nobody when it is mounted where it belongs', async (t) => {
     const { dir, mounts, entry } = make(t);
@@ -184,6 +215,7 @@ describe('a device', () => {
     await mounts.mount(tmpfs('x'), target);
     await mounts.mount({ type: 'bind', source: target, options: ['bind'] }, bound);
     assert.equal(await mounts.isHeldElsewhere(await entry(target), target), true);
+    assert.equal(await mounts.isHeldInOtherNamespace(await entry(target), target), false);
     await mounts.unmount(bound);
     assert.equal(await mounts.isHeldElsewhere(await entry(target), target), false);
   });
@@ -213,6 +245,7 @@ describe('a device', () => {
     const device = await entry(target);
     const child = await otherNamespace(t);
     assert.equal(await mounts.isHeldElsewhere(device, target), true);
+    assert.equal(await mounts.isHeldInOtherNamespace(device, target), true);
     await mounts.unmount(target);
     assert.equal(await mounts.isHeldElsewhere(device, target), true);
     await end(child);
