@@ -142,16 +142,20 @@ export class DeviceRegistry {
   async #close(key: string, device: ServedDevice, force: boolean): Promise<void> {
     const closed = device.native.stop(force);
     this.#slots.set(key, { state: 'closing', closed });
+    // Whatever happens the slot leaves `closing`: those who wait for it look again as soon as `closed` settles.
+    let ended = true;
     try {
       await closed;
     } catch (error) {
       // A device that still serves must stay visible; one that ended with data lost must not come back.
-      if (!device.native.isStopped()) this.#slots.set(key, { state: 'serving', device });
+      ended = device.native.isStopped();
       throw fromNative(`detach ${device.request.id}`, error);
     } finally {
-      if (device.native.isStopped()) {
+      if (ended) {
         this.#slots.delete(key);
         this.#tellIfEmpty();
+      } else {
+        this.#slots.set(key, { state: 'serving', device });
       }
     }
   }
