@@ -25,12 +25,14 @@ install -m 644 package.json package-lock.json "$home/"
 rm -rf "$home/build/js.new" && cp -r build/js "$home/build/js.new"
 rm -rf "$home/build/js" && mv "$home/build/js.new" "$home/build/js"
 
-# Run-time npm packages only: the ones package.json names as dependencies, and theirs.
+# Run-time npm packages only: the ones package.json names as dependencies, and theirs. What npm nested inside a package
+# goes along with it.
 rm -rf "$home/node_modules.new" && mkdir "$home/node_modules.new"
-npm ls --omit=dev --all --parseable 2>/dev/null | sed -n 's|^.*/node_modules/|node_modules/|p' | sort -u | while read -r package; do
-  mkdir -p "$home/node_modules.new/$(dirname "${package#node_modules/}")"
-  cp -r "$package" "$home/node_modules.new/${package#node_modules/}"
-done
+npm ls --omit=dev --all --parseable | sed -n "s|^$PWD/node_modules/||p" | grep -v /node_modules/ | sort -u |
+  while read -r package; do
+    mkdir -p "$home/node_modules.new/$(dirname "$package")"
+    cp -r "node_modules/$package" "$home/node_modules.new/$package"
+  done
 rm -rf "$home/node_modules" && mv "$home/node_modules.new" "$home/node_modules"
 
 # The launchers name final paths, not those below DESTDIR.
@@ -45,7 +47,7 @@ done
 for unit in deploy/*.service; do
   sed "s|/opt/overlaybd|$prefix|g" "$unit" > "$root/share/overlaybd-worker/$(basename "$unit")"
 done
-cp deploy/*.json deploy/*.toml "$root/share/overlaybd-worker/" 2>/dev/null || true
+cp deploy/*.json deploy/*.toml "$root/share/overlaybd-worker/"
 if [ "$(id -u)" = 0 ] && [ ! -e "$dest/etc/overlaybd-snapshotter/config.json" ]; then
   install -d "$dest/etc/overlaybd-snapshotter"
   install -m 644 deploy/config.json "$dest/etc/overlaybd-snapshotter/config.json"
